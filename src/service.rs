@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The vocabulary of the load balancer as types: what a service is, who its
+//! backends are and how packets reach them. Pure: no I/O, no clap, no libbpf.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole, validated configuration: what one `xdp-proxy run` serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The interface to attach to; `None`: the one that holds the first VIP,
+    /// else the one that routes to the first backend.
+    pub interface: Option<String>,
+    pub mode: Mode,
+    /// At least one, at most [`SERVICES_MAX`]; no two listen on the same
+    /// address, port and protocol.
+    pub services: Vec<Service>,
+}
+
+/// Services in one configuration, at most.
+pub const SERVICES_MAX: usize = 1024;
+/// Backends of all services together, at most; index 0 means "no backend".
+pub const BACKENDS_MAX: usize = 65_535;
+/// A backend's weight, at most (HAProxy's limit).
+pub const WEIGHT_MAX: u16 = 256;
+/// Source addresses of all services together, at most.
+pub const SOURCES_MAX: usize = 16;
+
+/// Where in the kernel the program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Native where the driver supports it and it is known to work; generic on veth.
+    #[default]
+    Auto,
+    /// In the kernel's receive path, on any interface.
+    Generic,
+    /// In the driver, before the kernel allocates anything.
+    Native,
+    /// On the network card itself.
+    Offload,
+}
+
+/// A VIP, port and protocol, with the backends that serve it and the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Unique; the default is what `listen` displays.
+    pub name: String,
+    pub listen: Listen,
+    pub forwarding: Forwarding,
+    pub scheduler: Scheduler,
+    /// Source addresses of forwarded packets; empty: the address that
+    /// reaches the backend.
+    pub source: Vec<IpAddr>,
+    /// Source ports of forwarded packets.
+    pub source_ports: PortRanges,
+    pub timeouts: Timeouts,
+    /// At least one, at least one of them with a weight above 0; no address twice.
+    pub backends: Vec<Backend>,
+}
+
+/// What clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Listen {
+    pub vip: IpAddr,
+    /// Never 0.
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.vip, self.port), self.protocol)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// How a packet gets to the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// Full NAT: both addresses are rewritten, replies come back through us.
+    #[default]
+    Nat,
+}
+
+/// How a new flow picks its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// A look-up table by consistent hashing (see [`crate::maglev`]).
+    #[default]
+    Maglev,
+}
+
+/// One real server of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    pub address: SocketAddr,
+    /// Its share of new flows relative to the others', 0 to [`WEIGHT_MAX`];
+    /// 0 gives it none.
+    pub weight: u16,
+}
+
+/// How long a flow without packets is kept, by its state. Whole seconds or
+/// finer; at least one millisecond each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// The client has not yet acknowledged an answer of the backend.
+    pub unanswered: Duration,
+    pub established: Duration,
+    /// Both sides have finished, or one has reset.
+    pub closing: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            unanswered: Duration::from_secs(5),
+            established: Duration::from_secs(2 * 60 * 60),
+            closing: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A set of ports: sorted, disjoint, non-adjacent, non-empty ranges within 1 to 65535.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRanges(Vec<RangeInclusive<u16>>);
+
+impl PortRanges {
+    /// Sorts and merges; `None` if nothing is left or port 0 is in it.
+    pub fn new(mut ranges: Vec<RangeInclusive<u16>>) -> Option<PortRanges> {
+        ranges.retain(|range| !range.is_empty());
+        ranges.sort_by_key(|range| *range.start());
+        let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if u32::from(*range.start()) <= u32::from(*last.end()) + 1 => {
+                    *last = *last.start()..=(*last.end()).max(*range.end());
+                }
+                _ => merged.push(range),
+            }
+        }
+        (!merged.is_empty() && *merged[0].start() != 0).then_some(PortRanges(merged))
+    }
+
+    /// The default: 1024 and up, less the ports the host gives to its own
+    /// connections (`net.ipv4.ip_local_port_range`). `None` if that leaves nothing.
+    pub fn beside(local: RangeInclusive<u16>) -> Option<PortRanges> {
+        let mut ranges = Vec::new();
+        if *local.start() > 1024 {
+            ranges.push(1024..=*local.start() - 1);
+        }
+        if *local.end() < u16::MAX {
+            ranges.push((*local.end() + 1).max(1024)..=u16::MAX);
+        }
+        PortRanges::new(ranges)
+    }
+
+    /// Every port of the set, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        self.0.iter().flat_map(|range| range.clone())
+    }
+
+    /// How many ports are in the set.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|range| range.len()).sum()
+    }
+
+    pub fn ranges(&self) -> &[RangeInclusive<u16>] {
+        &self.0
+    }
+}
+
+impl fmt::Display for PortRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, range) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(f, "{comma}{}-{}", range.start(), range.end())?;
+        }
+        Ok(())
+    }
+}
