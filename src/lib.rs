@@ -2,4 +2,9 @@
 //! `xdp-proxy`: a layer-4 load balancer at XDP. The library holds everything
 //! but `main`, so that tests and benchmarks can link it.
 
+pub mod abi;
+pub mod datapath;
+pub mod maglev;
 pub mod service;
+pub mod stats;
+pub mod tables;

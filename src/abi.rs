@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The skeleton that libbpf-cargo generates, and what surrounds it: layout
+//! asserts, byte order, and the hashes that both sides must compute alike. The
+//! only place where `to_be` and `from_be` appear.
+
+#![allow(clippy::all, missing_docs, dead_code)]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
+
+pub use types::outcome as OutcomeCode;
+pub use types::{address, backend, backend_counters, flow, ip_address, maglev, ports, service};
+
+/// Places where an address or a service may be (`PROBES` in abi.h).
+pub const PROBES: usize = 4;
+/// Slots of one source address (`PORTS` in abi.h).
+pub const PORTS: usize = 65_536;
+/// Bits of a slot that are the port (`PORT_BITS` in abi.h).
+pub const PORT_BITS: u32 = 16;
+/// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
+pub const SWEEP_ROUND: u32 = 64;
+/// Entries of a bucket (`BUCKET_ENTRIES` in abi.h).
+pub const BUCKET_ENTRIES: usize = 14;
+/// The name of the program in the kernel, by which it is known again.
+pub const PROGRAM_NAME: &str = "xdp_proxy";
+
+const AF_INET: u16 = 2;
+
+// SAFETY: all of them are `repr(C)`, of fixed-width integers and arrays of
+// them with explicit padding, so that every bit pattern is a value.
+unsafe impl plain::Plain for address {}
+unsafe impl plain::Plain for service {}
+unsafe impl plain::Plain for backend {}
+unsafe impl plain::Plain for backend_counters {}
+unsafe impl plain::Plain for ip_address {}
+unsafe impl plain::Plain for maglev {}
+unsafe impl plain::Plain for ports {}
+unsafe impl plain::Plain for flow {}
+
+const _: () = {
+    assert!(size_of::<address>() == 24);
+    assert!(size_of::<service>() == 24);
+    assert!(size_of::<backend>() == 32);
+    assert!(size_of::<ip_address>() == 16);
+    assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
+    assert!(size_of::<flow>() == 64);
+    assert!(size_of::<types::bucket>() == 4 + 4 + 4 * BUCKET_ENTRIES);
+    assert!(size_of::<ports>() == 16 + 2 * PORTS);
+    assert!(size_of::<backend_counters>() == 48);
+    assert!(std::mem::offset_of!(flow, seen) == 36);
+};
+
+/// An IPv4 address as the packet carries it, in the first of four words.
+///
+/// # Panics
+/// On IPv6, which the configuration refuses.
+pub fn address_words(address: IpAddr) -> [u32; 4] {
+    [ipv4_word(address), 0, 0, 0]
+}
+
+fn ipv4_word(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).to_be(),
+        IpAddr::V6(v6) => unreachable!("the configuration refuses {v6}"),
+    }
+}
+
+/// The reverse of [`address_words`].
+pub fn address_of(words: [u32; 4]) -> IpAddr {
+    Ipv4Addr::from(u32::from_be(words[0])).into()
+}
+
+/// A duration as the datapath counts time: in ticks of the kernel's clock,
+/// at least one.
+pub fn jiffies(duration: Duration, tick: Duration) -> u32 {
+    let ticks = duration.as_nanos().div_ceil(tick.as_nanos().max(1));
+    u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
+}
+
+pub fn address_entry(address: IpAddr, vip: Option<usize>, source: Option<usize>) -> address {
+    address {
+        address: address_words(address),
+        vip: vip.map_or(0, |index| index as u16 + 1),
+        source: source.map_or(0, |index| index as u16 + 1),
+        family: AF_INET,
+        pad: 0,
+    }
+}
+
+/// Times in jiffies; `vip` and `maglev` are indexes.
+pub struct ServiceEntry {
+    pub vip: usize,
+    pub port: u16,
+    pub protocol: u8,
+    pub maglev: usize,
+    pub unanswered: u32,
+    pub established: u32,
+    pub closing: u32,
+}
+
+impl From<ServiceEntry> for service {
+    fn from(entry: ServiceEntry) -> service {
+        service {
+            vip: entry.vip as u16 + 1,
+            port: entry.port.to_be(),
+            protocol: entry.protocol.into(),
+            maglev: entry.maglev as u16,
+            unanswered: entry.unanswered,
+            established: entry.established,
+            closing: entry.closing,
+            pad: 0,
+        }
+    }
+}
+
+/// A backend; `path` is its next hop's MAC and the index of the source address
+/// that reaches it, once known.
+pub fn backend_entry(address: IpAddr, port: u16, path: Option<([u8; 6], usize)>) -> backend {
+    let (mac, source) = path.unwrap_or_default();
+    backend {
+        address: address_words(address),
+        port: port.to_be(),
+        source: source as u16,
+        mac,
+        reachable: path.is_some().into(),
+        family: AF_INET as u8,
+        pad: 0,
+    }
+}
+
+/// `place_hash` of src/bpf/service.h.
+fn place_hash(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+}
+
+/// Where the search for an address begins, before the mask.
+pub fn address_place(entry: &address) -> usize {
+    place_hash(entry.address[0].into())
+}
+
+/// Where the search for a service begins, before the mask.
+pub fn service_place(entry: &service) -> usize {
+    place_hash(u64::from(entry.vip) << 32 | u64::from(entry.protocol) << 16 | u64::from(entry.port))
+}

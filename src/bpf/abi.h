@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the datapath and userspace share: the constants, and the shape of every
+ * map's value. Rust sees these types through the skeleton only.
+ *
+ * A flow's slot names everything about it:
+ *
+ *	 31        20 19    16 15                 0
+ *	+------------+--------+--------------------+
+ *	|  tag       | source |  source port       |   an entry of a bucket
+ *	+------------+--------+--------------------+
+ *	              `------- slot -------------'    the index of its record
+ *
+ * The source port that NAT picks *is* the place of the flow's record in the
+ * table of its source address. So the reply path is one array look-up by the
+ * packet's destination port, two flows can't share a port, and one record
+ * serves both directions: there is no half to lose. The forward path finds the
+ * slot in the bucket that the hash of the client's tuple names, by the tag.
+ */
+#ifndef __XDP_PROXY_ABI_H__
+#define __XDP_PROXY_ABI_H__
+
+#include "vmlinux.h"
+
+#define ETH_ALEN 6
+#define ETH_P_IP 0x0800
+#define AF_INET 2
+#define IPPROTO_TCP 6
+#define IP_MF 0x2000
+#define IP_DF 0x4000
+#define IP_OFFSET 0x1fff
+
+/* Counts that bound loops and sizes. */
+#define SOURCES 16		/* source addresses, at most */
+#define PORTS 65536		/* slots of one source address */
+#define PORT_BITS 16
+#define SLOT_MASK 0x000fffff
+#define BUCKET_ENTRIES 14	/* with lock and version, one cache line */
+#define PROBES 4		/* places where an address or a service may be */
+#define MAGLEV_ENTRIES 65537
+#define SWEEP_STEP 2		/* slots that each new flow looks at for expired flows */
+#define SWEEP_SHORT 64		/* the same when no port is free */
+#define SWEEP_ROUND 64		/* the same in one run of the sweep program */
+
+/*
+ * What became of a packet. The order matters: up to OUTCOME_PASSED it goes to
+ * the host, up to OUTCOME_SENT_LAST it was sent, all others are drops.
+ */
+enum outcome {
+	OUTCOME_NEXT,			/* not decided yet: the next stage is asked */
+	OUTCOME_PASSED,			/* not ours: to the host, untouched */
+	OUTCOME_FORWARDED,		/* to a backend */
+	OUTCOME_RETURNED,		/* to a client */
+	OUTCOME_RESET_NO_FLOW,		/* RST: mid-stream, of no flow that we know */
+	OUTCOME_RESET_NO_BACKEND,	/* RST: no backend can take a new flow */
+	OUTCOME_RESET_SNAT_EXHAUSTED,	/* RST: no source port is left */
+	OUTCOME_SENT_LAST = OUTCOME_RESET_SNAT_EXHAUSTED,
+	OUTCOME_DROPPED_MALFORMED,	/* headers or lengths that contradict the frame */
+	OUTCOME_DROPPED_FRAGMENT,	/* a first fragment */
+	OUTCOME_DROPPED_TTL,		/* its time to live has run out */
+	OUTCOME_DROPPED_NO_FLOW,	/* a RST of no flow: never answered */
+	OUTCOME_DROPPED_NO_NEIGHBOUR,	/* the flow's backend has no MAC */
+	OUTCOME_DROPPED_RACE,		/* another CPU began the same flow just now */
+	OUTCOME_DROPPED_NO_ROOM,	/* the frame could not be made into a RST */
+	OUTCOMES,
+};
+
+enum flow_state {
+	FLOW_NONE,		/* the port was never used */
+	FLOW_UNANSWERED,	/* the client's SYN went to the backend */
+	FLOW_ANSWERED,		/* the backend replied; the client is yet to acknowledge */
+	FLOW_ESTABLISHED,
+};
+
+enum direction {
+	FROM_CLIENT = 1,
+	FROM_BACKEND = 2,
+};
+
+/*
+ * An address of ours: a VIP, a source address, or both. Open addressing over a
+ * power of two: an entry is within PROBES places of its hash, and an unused
+ * place (family 0) ends the search.
+ */
+struct address {
+	__be32 address[4];	/* IPv4: the first alone */
+	__u16 vip;		/* index into vips + 1; 0: not a VIP */
+	__u16 source;		/* index into sources + 1; 0: not a source address */
+	__u16 family;		/* AF_INET; 0: unused */
+	__u16 pad;
+};
+
+/* A service, placed like an address. Times are in jiffies. */
+struct service {
+	__u16 vip;		/* 0: unused */
+	__be16 port;
+	__u16 protocol;
+	__u16 maglev;		/* index of its look-up table */
+	__u32 unanswered;
+	__u32 established;
+	__u32 closing;
+	__u32 pad;
+};
+
+/* A backend of one service; index 0 is no backend. */
+struct backend {
+	__be32 address[4];
+	__be16 port;
+	__u16 source;		/* index into sources: the address it is reached from */
+	__u8 mac[ETH_ALEN];	/* of the next hop towards it */
+	__u8 reachable;		/* the MAC is known */
+	__u8 family;
+	__u32 pad;
+};
+
+/* A VIP, or an address that flows to backends come from. */
+struct ip_address {
+	__be32 address[4];	/* IPv4: the first alone */
+};
+
+/* Consistent hashing: a backend's index in each place. */
+struct maglev {
+	__u16 backend[MAGLEV_ENTRIES];
+	__u16 pad;
+};
+
+/*
+ * A flow, in exactly one cache line (the map is mmapable, and so begins at a
+ * page). VIP and backend are indexes, so that IPv6 fits too.
+ */
+struct flow {
+	/* Written when the flow begins. */
+	__be32 client[4];
+	__be16 client_port;
+	__be16 service_port;
+	__u16 vip;
+	__u16 backend;
+	__u16 service;		/* its place in services */
+	__u8 family;		/* 0: no flow was ever here */
+	__u8 protocol;
+	__u32 hash;		/* of the client's tuple: bucket and tag */
+	/*
+	 * What the rewrite towards the backend adds to the packet's
+	 * one's-complement sum; the way back takes the same away.
+	 */
+	__u16 address_delta;
+	__u16 port_delta;
+
+	/* Written as packets pass. */
+	__u32 seen;		/* jiffies of the last packet that keeps it alive */
+	__u8 state;		/* enum flow_state */
+	__u8 finished;		/* enum direction: who has sent FIN */
+	__u8 partial;		/* enum direction: whose checksums are partial */
+	__u8 retired;		/* its port waits for reuse; the flow is closing */
+	__u8 client_mac[ETH_ALEN];
+	__u8 pad[14];
+};
+_Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
+
+/*
+ * A bucket of the hash table over clients' tuples. `insertions` counts, so that
+ * a CPU that found no flow and made one can tell whether another was faster.
+ */
+struct bucket {
+	struct bpf_spin_lock lock;
+	__u32 insertions;
+	__u32 entry[BUCKET_ENTRIES];	/* tag and slot; 0: free */
+};
+_Static_assert(sizeof(struct bucket) == 64, "a bucket is one cache line");
+
+/*
+ * The ports of one source address that wait for use, first in, first out: the
+ * one that has rested longest is taken first, as the backends' TIME_WAIT and
+ * late packets want it.
+ */
+struct ports {
+	struct bpf_spin_lock lock;
+	__u32 head;		/* takes are counted here */
+	__u32 tail;		/* returns are counted here */
+	__u32 hand;		/* the next slot to be looked at for expiry */
+	__u16 port[PORTS];	/* host order */
+};
+
+/* Per CPU, of one backend. */
+struct backend_counters {
+	__u64 forwarded_packets;
+	__u64 forwarded_bytes;
+	__u64 returned_packets;
+	__u64 returned_bytes;
+	__u64 flows_begun;
+	__u64 flows_ended;
+};
+
+#endif /* __XDP_PROXY_ABI_H__ */

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Which backend a new flow goes to. Userspace computes the look-up tables from
+ * the backends that can be reached (src/maglev.rs), so that the choice is one
+ * hash and one load.
+ */
+#ifndef __XDP_PROXY_BACKEND_H__
+#define __XDP_PROXY_BACKEND_H__
+
+#include "table.h"
+
+/* The same on every load balancer, so that all of them choose alike. */
+#define MAGLEV_SEED 0x78647070726f7879ULL
+
+/* Sets backend and backend_index; false: nobody can take the flow. */
+static __always_inline bool pick_backend(struct packet *packet)
+{
+	__u32 place = packet->service;
+	const struct service *service = bpf_map_lookup_elem(&services, &place);
+	const struct maglev *table;
+	__u32 key, index;
+
+	if (!service)
+		return false;
+	key = service->maglev;
+	table = bpf_map_lookup_elem(&maglevs, &key);
+	if (!table)
+		return false;
+	/* 32 bits scaled to the table (Lemire, arXiv:1805.10941). */
+	index = (tuple_hash(packet, MAGLEV_SEED) >> 32) * MAGLEV_ENTRIES >> 32;
+	if (index >= MAGLEV_ENTRIES)
+		return false;
+	index = table->backend[index];
+	packet->backend = bpf_map_lookup_elem(&backends, &index);
+	packet->backend_index = index;
+	return index && packet->backend;
+}
+
+#endif /* __XDP_PROXY_BACKEND_H__ */

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The Internet checksum (RFC 1071) and its incremental update (RFC 1624). Sums
+ * are taken over 16-bit words as they lie in memory: one's-complement addition
+ * does not mind the byte order (RFC 1071, section 2B).
+ *
+ * CHECKSUM_PARTIAL. On veth, tap and virtio, a packet that a local stack sent
+ * carries in its checksum field only the folded sum of its pseudo-header; who
+ * puts it on a wire completes it. XDP can't see that flag. So:
+ *
+ *	field                 the packet                      it is
+ *	not that sum          -                               complete
+ *	that sum              longer than the MTU (GSO)       partial
+ *	that sum              its full sum is wrong           partial
+ *	that sum              its full sum is right           what its sender's
+ *	                                                      last clear one was
+ *
+ * The last row is the coincidence, 1 packet in 65,536: both readings fit its
+ * bytes, and only the flow's history tells which one its sender means.
+ */
+#ifndef __XDP_PROXY_CHECKSUM_H__
+#define __XDP_PROXY_CHECKSUM_H__
+
+#include "parse.h"
+
+/* The longest segment whose sum is taken: jumbo frames. */
+#define SUM_BYTES_MAX 9216
+#define SUM_BLOCK_BYTES 64
+#define BLOCKS_MASK (0x3fff & ~(SUM_BLOCK_BYTES - 1))
+#define OFFSET_MASK 0x7f
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* RFC 1624, equation 3: HC' = ~(~HC + ~m + m'); delta is ~m + m'. */
+static __always_inline __u16 update_checksum(__u16 checksum, __u32 delta)
+{
+	return ~fold((__u16)~checksum + (__u64)delta);
+}
+
+static __always_inline __u16 pseudo_header_sum(const struct iphdr *ip,
+					       __u32 l4_bytes)
+{
+	return fold((__u64)ip->saddr + ip->daddr + bpf_htons(ip->protocol) +
+		    bpf_htons(l4_bytes));
+}
+
+/*
+ * Adds up l4_bytes from offset on. A function of its own, which the verifier
+ * walks once for any arguments. First the odd end, then blocks of 64 bytes, so
+ * that no state of the loop is carried into the end. 0 where the frame is too
+ * short or the segment too long.
+ */
+__noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 l4_bytes)
+{
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 blocks_bytes;
+	__u8 *cursor;
+	__u64 sum = 0;
+
+	if (offset > OFFSET_MASK || l4_bytes > SUM_BYTES_MAX)
+		return 0;
+	/*
+	 * clang 14 compares copies of the two, so that the verifier (6.18) does
+	 * not see that they are bounded: "offset is outside of the packet".
+	 */
+	barrier_var(offset);
+	barrier_var(l4_bytes);
+	offset &= OFFSET_MASK;
+	blocks_bytes = l4_bytes & BLOCKS_MASK;
+	cursor = data + offset + blocks_bytes;
+	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++) {
+		if ((l4_bytes & (SUM_BLOCK_BYTES - 1)) < (i + 1) * 4)
+			break;
+		if ((void *)(cursor + 4) > data_end)
+			return 0;
+		sum += *(__u32 *)cursor;
+		cursor += 4;
+	}
+	if (l4_bytes & 2) {
+		if ((void *)(cursor + 2) > data_end)
+			return 0;
+		sum += *(__u16 *)cursor;
+		cursor += 2;
+	}
+	if (l4_bytes & 1) {
+		if ((void *)(cursor + 1) > data_end)
+			return 0;
+		sum += bpf_htons(*cursor << 8);
+	}
+	cursor = data + offset;
+	for (int i = 0; i < SUM_BYTES_MAX / SUM_BLOCK_BYTES; i++) {
+		if (blocks_bytes < (i + 1) * SUM_BLOCK_BYTES)
+			break;
+		if ((void *)(cursor + SUM_BLOCK_BYTES) > data_end)
+			return 0;
+#pragma unroll
+		for (int word = 0; word < SUM_BLOCK_BYTES / 4; word++)
+			sum += ((__u32 *)cursor)[word];
+		cursor += SUM_BLOCK_BYTES;
+	}
+	return fold(sum);
+}
+
+enum checksum_kind { CHECKSUM_COMPLETE, CHECKSUM_PARTIAL };
+
+/*
+ * Which of the two the packet's sum is, by the table above; *segment_sum is
+ * the sum over the segment as it came, where it was needed.
+ */
+static __always_inline enum checksum_kind
+checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u8 *partial,
+	      __u16 *segment_sum)
+{
+	const struct iphdr *ip = packet->ip;
+	const struct tcphdr *tcp = packet->l4;
+	__u32 total_bytes = bpf_ntohs(ip->tot_len);
+	__u32 l4_bytes = total_bytes - ip->ihl * 4;
+	__u16 pseudo = pseudo_header_sum(ip, l4_bytes);
+	__u8 known = partial ? *partial & packet->direction : 0;
+	bool is_partial;
+
+	if (tcp->check != pseudo) {
+		is_partial = false;
+	} else if (total_bytes > interface_mtu_bytes && !complete_checksums) {
+		is_partial = true;
+	} else {
+		*segment_sum = sum_segment(ctx, packet->l4 - (void *)packet->eth,
+					   l4_bytes);
+		is_partial = fold((__u32)*segment_sum + pseudo) != 0xffff ||
+			     known;
+	}
+	/* Written on a change alone: the line is shared by two CPUs. */
+	if (partial && is_partial != !!known)
+		*partial ^= packet->direction;
+	return is_partial ? CHECKSUM_PARTIAL : CHECKSUM_COMPLETE;
+}
+
+#endif /* __XDP_PROXY_CHECKSUM_H__ */

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The maps and the settings. Every size marked "set at load" is what the
+ * configuration needs. All maps that a packet meets are arrays, whose look-up
+ * the kernel inlines (2 ns; a hash map's hit costs 43).
+ */
+#ifndef __XDP_PROXY_MAPS_H__
+#define __XDP_PROXY_MAPS_H__
+
+#include "abi.h"
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#define BPF_F_MMAPABLE (1U << 10)
+
+/* Settings that never change while the program is loaded. */
+const volatile __u64 hash_seed = 0;	/* secret: nobody can aim at a bucket */
+const volatile __u32 address_mask = 0;	/* entries of addresses, less 1 */
+const volatile __u32 service_mask = 0;
+const volatile __u32 bucket_mask = 0;
+/* The interface can carry packets whose checksum is still to be completed. */
+const volatile __u8 partial_checksums = 0;
+/* Nobody completes it after us (native mode): the program does. */
+const volatile __u8 complete_checksums = 0;
+/* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
+const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
+const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
+
+/* The interface, which may change. */
+__u8 interface_mac[8];
+__u32 interface_mtu_bytes;
+
+/* The source address whose table the sweep program works on. */
+__u32 sweep_source;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct address);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct backend);
+} backends SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct ip_address);
+} vips SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SOURCES);
+	__type(key, __u32);
+	__type(value, struct ip_address);
+} sources SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct maglev);
+} maglevs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PORTS);	/* set at load: times the source addresses */
+	__uint(map_flags, BPF_F_MMAPABLE);	/* for the page alignment too */
+	__type(key, __u32);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__uint(map_flags, BPF_F_MMAPABLE);	/* for the page alignment */
+	__type(key, __u32);
+	__type(value, struct bucket);
+} buckets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);	/* set at load: the source addresses */
+	__type(key, __u32);
+	__type(value, struct ports);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OUTCOMES);
+	__type(key, __u32);
+	__type(value, __u64);
+} outcome_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);	/* set at load */
+	__type(key, __u32);
+	__type(value, struct backend_counters);
+} backend_counters SEC(".maps");
+
+#endif /* __XDP_PROXY_MAPS_H__ */

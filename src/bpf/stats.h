@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Counters, per CPU. Each packet is counted once by its outcome, at the single
+ * exit; so received = passed + sent + dropped holds by construction.
+ */
+#ifndef __XDP_PROXY_STATS_H__
+#define __XDP_PROXY_STATS_H__
+
+#include "parse.h"
+
+static __always_inline struct backend_counters *counters_of(__u32 backend)
+{
+	return bpf_map_lookup_elem(&backend_counters, &backend);
+}
+
+static __always_inline void count_flow_begun(__u32 backend)
+{
+	struct backend_counters *counters = counters_of(backend);
+
+	if (counters)
+		counters->flows_begun++;
+}
+
+static __always_inline void count_flow_ended(__u32 backend)
+{
+	struct backend_counters *counters = counters_of(backend);
+
+	if (counters)
+		counters->flows_ended++;
+}
+
+/* Counts the packet and turns its outcome into the kernel's verdict. */
+static __always_inline int account(const struct xdp_md *ctx,
+				   const struct packet *packet,
+				   enum outcome outcome)
+{
+	__u32 key = outcome;
+	__u64 *counter = bpf_map_lookup_elem(&outcome_counters, &key);
+	__u64 frame_bytes = ctx->data_end - ctx->data;
+
+	if (counter)
+		(*counter)++;
+	if (outcome == OUTCOME_FORWARDED || outcome == OUTCOME_RETURNED) {
+		struct backend_counters *of_backend =
+			counters_of(packet->backend_index);
+
+		if (of_backend && outcome == OUTCOME_FORWARDED) {
+			of_backend->forwarded_packets++;
+			of_backend->forwarded_bytes += frame_bytes;
+		} else if (of_backend) {
+			of_backend->returned_packets++;
+			of_backend->returned_bytes += frame_bytes;
+		}
+	}
+	if (outcome <= OUTCOME_PASSED)
+		return XDP_PASS;
+	return outcome <= OUTCOME_SENT_LAST ? XDP_TX : XDP_DROP;
+}
+
+#endif /* __XDP_PROXY_STATS_H__ */

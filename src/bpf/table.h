@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The flow table and the port table, which are one: how a packet finds its
+ * flow, how a port is taken and given back.
+ *
+ * A port is either free, and then in the queue of its source address (struct
+ * ports), or it has a flow. A flow that is closing is both: its record still
+ * serves late packets while its port rests in the queue, and ends for good when
+ * the port is taken again. Who takes a port from the queue owns its record;
+ * `retired` says that the port is in the queue, and changes under its lock
+ * only, so a port is never there twice.
+ */
+#ifndef __XDP_PROXY_TABLE_H__
+#define __XDP_PROXY_TABLE_H__
+
+#include "stats.h"
+#include "service.h"
+
+/* The kernel's own clock tick: the verifier inlines it, one load (1 ns). */
+static __always_inline __u32 now(void)
+{
+	return bpf_jiffies64();
+}
+
+static __always_inline struct flow *flow_at(__u32 slot)
+{
+	return bpf_map_lookup_elem(&flows, &slot);
+}
+
+/* The mixer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
+static __always_inline __u64 mix(__u64 x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ULL;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+/* Of the client's tuple; the seed keeps its buckets unknown to clients. */
+static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
+{
+	__u64 tuple = (__u64)packet->ip->saddr << 32 |
+		      (__u32)packet->source_port << 16 | packet->dest_port;
+
+	return mix(tuple ^ seed ^ (__u64)packet->vip << 8);
+}
+
+static __always_inline bool is_flow_of_client(const struct flow *flow,
+					      const struct packet *packet)
+{
+	return flow->client[0] == packet->ip->saddr &&
+	       flow->client_port == packet->source_port &&
+	       flow->service_port == packet->dest_port &&
+	       flow->vip == packet->vip && flow->family == AF_INET &&
+	       flow->protocol == packet->ip->protocol;
+}
+
+/* Long finished, though its port was not needed again. */
+static __always_inline bool is_over(const struct flow *flow)
+{
+	__u32 place = flow->service;
+	const struct service *service;
+
+	if (!flow->retired)
+		return false;
+	service = bpf_map_lookup_elem(&services, &place);
+	return !service || now() - flow->seen > service->closing;
+}
+
+/* The flow of a packet that a client sent, from the bucket of its hash. */
+static __always_inline bool find_flow_of_client(struct packet *packet)
+{
+	__u32 key = packet->hash & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+
+	if (!bucket)
+		return false;
+	packet->insertions = *(volatile __u32 *)&bucket->insertions;
+	for (int i = 0; i < BUCKET_ENTRIES; i++) {
+		__u32 entry = *(volatile __u32 *)&bucket->entry[i];
+		struct flow *flow;
+
+		if ((entry ^ packet->hash) & ~SLOT_MASK)
+			continue;
+		flow = flow_at(entry & SLOT_MASK);
+		if (flow && is_flow_of_client(flow, packet) && !is_over(flow)) {
+			packet->slot = entry & SLOT_MASK;
+			packet->flow = flow;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The flow of a packet that a backend sent: its port is the flow's slot. */
+static __always_inline bool find_flow_of_backend(struct packet *packet)
+{
+	__u32 slot = (__u32)(packet->source - 1) << PORT_BITS |
+		     bpf_ntohs(packet->dest_port);
+	struct backend *backend;
+	struct flow *flow;
+	__u32 index;
+
+	if (!packet->source)
+		return false;
+	flow = flow_at(slot);
+	if (!flow || !flow->family || flow->protocol != packet->ip->protocol)
+		return false;
+	index = flow->backend;
+	backend = bpf_map_lookup_elem(&backends, &index);
+	if (!backend || backend->address[0] != packet->ip->saddr ||
+	    backend->port != packet->source_port || is_over(flow))
+		return false;
+	packet->slot = slot;
+	packet->flow = flow;
+	packet->backend = backend;
+	packet->backend_index = index;
+	return true;
+}
+
+/* The flow ends: its port goes to the end of the queue. */
+static __always_inline void retire_flow(struct flow *flow, __u32 slot)
+{
+	__u32 source = slot >> PORT_BITS;
+	__u32 backend = flow->backend;
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 tick = now();
+	bool was_retired;
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	was_retired = flow->retired;
+	if (!was_retired) {
+		flow->retired = true;
+		flow->seen = tick;
+		queue->port[queue->tail++ % PORTS] = slot;
+	}
+	bpf_spin_unlock(&queue->lock);
+	if (!was_retired)
+		count_flow_ended(backend);
+}
+
+/* Retires the flow in a slot if its time is over. */
+static __always_inline void expire_flow(__u32 slot, bool pressed)
+{
+	struct flow *flow = flow_at(slot);
+	const struct service *service;
+	__u32 place, timeout;
+
+	if (!flow || !flow->family || flow->retired)
+		return;
+	place = flow->service;
+	service = bpf_map_lookup_elem(&services, &place);
+	if (!service)
+		return;
+	if (flow->state == FLOW_ESTABLISHED)
+		timeout = service->established;
+	else	/* where ports are short, these go first */
+		timeout = service->unanswered >> (pressed ? 2 : 0);
+	if (now() - flow->seen > timeout)
+		retire_flow(flow, slot);
+}
+
+/*
+ * Looks at the next slots of a source address for flows whose time is over. A
+ * function of its own, which the verifier walks once for any arguments.
+ */
+__noinline int sweep(__u32 source, __u32 slots, bool pressed)
+{
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 hand;
+
+	if (!queue)
+		return 0;
+	/* Two CPUs that read the same hand look twice: that does no harm. */
+	hand = queue->hand;
+	queue->hand = hand + slots;
+	for (__u32 i = 0; i < SWEEP_ROUND && i < slots; i++)
+		expire_flow(source << PORT_BITS | (hand + i) % PORTS, pressed);
+	return 0;
+}
+
+/* Takes the port that has rested longest; 0: none is free. */
+static __always_inline __u32 take_port(__u32 source)
+{
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 port = 0;
+
+	if (!queue)
+		return 0;
+	bpf_spin_lock(&queue->lock);
+	if (queue->head != queue->tail)
+		port = queue->port[queue->head++ % PORTS];
+	bpf_spin_unlock(&queue->lock);
+	return port;
+}
+
+/* Ends a closing flow for good: no packet finds it any more. */
+static __always_inline void forget_flow(struct flow *flow, __u32 slot)
+{
+	__u32 entry = (flow->hash & ~SLOT_MASK) | slot;
+	__u32 key = flow->hash & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+
+	if (!flow->family || !bucket)
+		return;
+	bpf_spin_lock(&bucket->lock);
+	for (int i = 0; i < BUCKET_ENTRIES; i++)
+		if (bucket->entry[i] == entry)
+			bucket->entry[i] = 0;
+	bpf_spin_unlock(&bucket->lock);
+	flow->family = 0;
+}
+
+enum link_result { LINKED, LINK_RACED, LINK_FULL };
+
+/*
+ * Makes a filled record findable, unless the bucket has grown since it was
+ * searched for this tuple: then another CPU may have made the same flow.
+ */
+static __always_inline enum link_result link_flow(struct packet *packet)
+{
+	__u32 entry = (packet->hash & ~SLOT_MASK) | packet->slot;
+	__u32 key = packet->hash & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+	enum link_result result = LINK_FULL;
+
+	if (!bucket)
+		return LINK_FULL;
+	bpf_spin_lock(&bucket->lock);
+	if (bucket->insertions != packet->insertions) {
+		result = LINK_RACED;
+	} else {
+		for (int i = 0; i < BUCKET_ENTRIES; i++)
+			if (!bucket->entry[i]) {
+				bucket->entry[i] = entry;
+				bucket->insertions++;
+				result = LINKED;
+				break;
+			}
+	}
+	bpf_spin_unlock(&bucket->lock);
+	return result;
+}
+
+#endif /* __XDP_PROXY_TABLE_H__ */

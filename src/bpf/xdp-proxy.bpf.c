@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The packet's path, from top to bottom. A stage either decides what becomes
+ * of the packet or leaves it to the next one (OUTCOME_NEXT). Until a packet is
+ * known to be of a flow or for a service, nothing of it is changed.
+ */
+#include "reset.h"
+
+static __always_inline enum outcome from_backend(struct xdp_md *ctx,
+						 struct packet *packet)
+{
+	enum outcome outcome = check_packet(packet);
+
+	packet->direction = FROM_BACKEND;
+	return outcome ? outcome : return_packet(ctx, packet);
+}
+
+static __always_inline enum outcome from_client(struct xdp_md *ctx,
+						struct packet *packet)
+{
+	enum outcome outcome = check_packet(packet);
+
+	packet->direction = FROM_CLIENT;
+	if (!outcome)
+		outcome = flow_of_client(packet);
+	if (!outcome)
+		return forward_packet(ctx, packet);
+	if (outcome >= OUTCOME_RESET_NO_FLOW && outcome <= OUTCOME_SENT_LAST)
+		return reset_client(ctx, packet, outcome);
+	return outcome;
+}
+
+static __always_inline enum outcome walk(struct xdp_md *ctx,
+					 struct packet *packet)
+{
+	enum outcome outcome;
+
+	outcome = parse_packet(ctx, packet);
+	if (outcome)
+		return outcome;
+	outcome = find_address(packet);
+	if (outcome)
+		return outcome;
+	if (find_flow_of_backend(packet))
+		return from_backend(ctx, packet);
+	packet->hash = tuple_hash(packet, hash_seed);
+	if (find_flow_of_client(packet))
+		return from_client(ctx, packet);
+	outcome = find_service(packet);
+	if (outcome)
+		return outcome;
+	return from_client(ctx, packet);
+}
+
+SEC("xdp")
+int xdp_proxy(struct xdp_md *ctx)
+{
+	struct packet packet = {};
+
+	return account(ctx, &packet, walk(ctx, &packet));
+}
+
+/* Run by userspace now and then, never attached: ends flows in silence. */
+SEC("xdp")
+int xdp_proxy_sweep(struct xdp_md *ctx)
+{
+	sweep(sweep_source, SWEEP_ROUND, false);
+	return XDP_PASS;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The loaded program and its maps: open, load, attach, detach, and typed
+//! access to what they hold. With `abi` the only place that knows libbpf.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use libbpf_rs::{
+    MapCore, MapFlags, PrintLevel, Program, ProgramHandle, ProgramInput, ProgramMut, XdpFlags,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::{ClockId, clock_getres};
+
+use crate::abi::{self, types};
+use crate::stats::{BackendCounters, Counters};
+use crate::tables::Tables;
+
+/// What is compiled into the program when it is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Secret of the hash over clients' tuples.
+    pub hash_seed: u64,
+    /// The interface can carry packets whose checksum is still to be completed.
+    pub partial_checksums: bool,
+    /// Nobody completes them after the program (native mode).
+    pub complete_checksums: bool,
+    /// Load onto the card of the interface with this index.
+    pub offload_to: Option<u32>,
+}
+
+/// How a program is attached: the kernel's three hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Generic,
+    Native,
+    Offload,
+}
+
+impl Hook {
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::Generic => "generic",
+            Hook::Native => "native",
+            Hook::Offload => "offload",
+        }
+    }
+
+    fn flags(self) -> XdpFlags {
+        match self {
+            Hook::Generic => XdpFlags::SKB_MODE,
+            Hook::Native => XdpFlags::DRV_MODE,
+            Hook::Offload => XdpFlags::HW_MODE,
+        }
+    }
+}
+
+/// A program that an interface has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub id: u32,
+    /// `None` where the kernel does not tell us (CAP_SYS_ADMIN is missing).
+    pub name: Option<String>,
+    pub hook: Hook,
+}
+
+impl Attached {
+    /// It is the program of an `xdp-proxy`, this one or another.
+    pub fn is_ours(&self) -> bool {
+        self.name.as_deref() == Some(abi::PROGRAM_NAME)
+    }
+}
+
+/// The program and its maps in the kernel; gone when dropped, unless attached.
+pub struct Datapath {
+    skeleton: abi::XdpProxySkel<'static>,
+    sources: usize,
+}
+
+impl Datapath {
+    /// Loads the program with maps as large as the tables need, and fills them.
+    ///
+    /// # Errors
+    /// The kernel's reason: no privilege, no memory, or the verifier's word.
+    pub fn load(tables: &Tables, settings: &Settings) -> Result<Datapath> {
+        keep_libbpf_quiet();
+        raise_memlock_limit();
+        // The object must outlive the skeleton, which must be movable.
+        let object = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = abi::XdpProxySkelBuilder::default()
+            .open(object)
+            .context("reading the program that is built in")?;
+
+        let rodata = open
+            .maps
+            .rodata_data
+            .as_mut()
+            .context("the program has no settings")?;
+        rodata.hash_seed = settings.hash_seed;
+        rodata.address_mask = tables.addresses.len() as u32 - 1;
+        rodata.service_mask = tables.services.len() as u32 - 1;
+        rodata.bucket_mask = tables.buckets() as u32 - 1;
+        rodata.partial_checksums = settings.partial_checksums.into();
+        rodata.complete_checksums = settings.complete_checksums.into();
+
+        let sources = tables.sources.len().max(1);
+        let backends = tables.backends.len() as u32 + 1;
+        let maps = &mut open.maps;
+        for (map, entries) in [
+            (&mut maps.addresses, tables.addresses.len() as u32),
+            (&mut maps.services, tables.services.len() as u32),
+            (&mut maps.backends, backends),
+            (&mut maps.backend_counters, backends),
+            (&mut maps.vips, tables.vips.len() as u32),
+            (&mut maps.maglevs, tables.service_count() as u32),
+            (&mut maps.flows, (sources * abi::PORTS) as u32),
+            (&mut maps.buckets, tables.buckets() as u32),
+            (&mut maps.ports, sources as u32),
+        ] {
+            map.set_max_entries(entries)
+                .with_context(|| format!("sizing the map {:?}", map.name()))?;
+        }
+        if let Some(interface) = settings.offload_to {
+            open.progs.xdp_proxy.set_ifindex(interface);
+            open.progs.xdp_proxy_sweep.set_autoload(false);
+            for mut map in open.open_object_mut().maps_mut() {
+                map.set_map_ifindex(interface);
+            }
+        }
+
+        take_libbpf_words();
+        let skeleton = open.load().map_err(|error| explain_load(&error))?;
+        let mut datapath = Datapath { skeleton, sources };
+        datapath
+            .fill(tables, settings.hash_seed)
+            .context("filling the maps")?;
+        Ok(datapath)
+    }
+
+    fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
+        for (index, port_queue) in (0..self.sources as u32).map(|index| {
+            (
+                index,
+                port_queue(&tables.shuffled_ports(seed.wrapping_add(index.into()))),
+            )
+        }) {
+            put(&self.skeleton.maps.ports, index, &*port_queue)?;
+        }
+        for (vip, index) in tables.vips.iter().zip(0..) {
+            let entry = types::ip_address {
+                address: abi::address_words(*vip),
+            };
+            put(&self.skeleton.maps.vips, index, &entry)?;
+        }
+        for (source, index) in tables.sources.iter().zip(0..) {
+            let entry = types::ip_address {
+                address: abi::address_words(*source),
+            };
+            put(&self.skeleton.maps.sources, index, &entry)?;
+        }
+        for index in 1..=tables.backends.len() {
+            self.write_backend(tables, index)?;
+        }
+        for index in 0..tables.service_count() {
+            self.write_maglev(tables, index)?;
+        }
+        // These two make packets ours, so they come last.
+        for (entry, index) in tables.services.iter().zip(0..) {
+            put(&self.skeleton.maps.services, index, entry)?;
+        }
+        for (entry, index) in tables.addresses.iter().zip(0..) {
+            put(&self.skeleton.maps.addresses, index, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the record of backend `index` (from 1).
+    pub fn write_backend(&self, tables: &Tables, index: usize) -> Result<()> {
+        put(
+            &self.skeleton.maps.backends,
+            index as u32,
+            &tables.backend_entry(index),
+        )
+    }
+
+    /// Writes the look-up table of service `index`.
+    pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
+        let entries = tables.maglev(index);
+        let mut bytes: Vec<u8> = entries
+            .iter()
+            .flat_map(|entry| entry.to_ne_bytes())
+            .collect();
+        bytes.resize(size_of::<types::maglev>(), 0);
+        self.skeleton
+            .maps
+            .maglevs
+            .update(&(index as u32).to_ne_bytes(), &bytes, MapFlags::ANY)
+            .context("writing a look-up table")
+    }
+
+    /// Tells the program which frames the interface receives: its MAC, and the
+    /// MTU, above which a packet is a GSO packet.
+    pub fn write_interface(&mut self, mac: [u8; 6], mtu_bytes: u32) -> Result<()> {
+        let bss = self
+            .skeleton
+            .maps
+            .bss_data
+            .as_mut()
+            .context("the program has no data")?;
+        bss.interface_mac[..6].copy_from_slice(&mac);
+        bss.interface_mtu_bytes = mtu_bytes;
+        Ok(())
+    }
+
+    /// Attaches to an interface that has no program.
+    ///
+    /// # Errors
+    /// The kernel's word, as text: the driver can't, or a program is there.
+    pub fn attach(&self, interface: u32, hook: Hook) -> Result<()> {
+        take_libbpf_words();
+        libbpf_rs::Xdp::new(self.program().as_fd())
+            .attach(interface as i32, hook.flags() | XdpFlags::UPDATE_IF_NOEXIST)
+            .map_err(|error| explain(&error))
+    }
+
+    /// Takes the place of another `xdp-proxy`'s program in one step.
+    pub fn replace(&self, interface: u32, other: &Attached) -> Result<()> {
+        attach_fd(interface, self.program().as_fd().as_raw_fd(), other)
+    }
+
+    /// The number the kernel gave the program.
+    pub fn program_id(&self) -> Result<u32> {
+        Program::id_from_fd(self.program().as_fd()).context("asking for the program's id")
+    }
+
+    /// Ends the flows of every source address whose time is over.
+    pub fn sweep(&mut self) -> Result<()> {
+        for source in 0..self.sources {
+            if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+                bss.sweep_source = source as u32;
+            }
+            let frame = [0; 64];
+            let input = ProgramInput {
+                data_in: Some(&frame),
+                repeat: abi::PORTS as u32 / abi::SWEEP_ROUND,
+                ..Default::default()
+            };
+            let program = &self.skeleton.progs.xdp_proxy_sweep;
+            program.test_run(input).context("sweeping the flow table")?;
+        }
+        Ok(())
+    }
+
+    /// The counters of all CPUs added up; `backends` as many as were loaded.
+    pub fn counters(&self, backends: usize) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for (counter, index) in counters.outcomes.iter_mut().zip(0u32..) {
+            *counter = per_cpu::<u64>(&self.skeleton.maps.outcome_counters, index)?
+                .iter()
+                .sum();
+        }
+        for index in 1..=backends as u32 {
+            let mut total = BackendCounters::default();
+            for cpu in
+                per_cpu::<types::backend_counters>(&self.skeleton.maps.backend_counters, index)?
+            {
+                total.forwarded_packets += cpu.forwarded_packets;
+                total.forwarded_bytes += cpu.forwarded_bytes;
+                total.returned_packets += cpu.returned_packets;
+                total.returned_bytes += cpu.returned_bytes;
+                total.flows_begun += cpu.flows_begun;
+                total.flows_ended += cpu.flows_ended;
+            }
+            counters.backends.push(total);
+        }
+        Ok(counters)
+    }
+
+    /// The record in a slot (source index and port).
+    pub fn flow(&self, source: usize, port: u16) -> Result<types::flow> {
+        let slot = (source as u32) << abi::PORT_BITS | u32::from(port);
+        let bytes = self
+            .skeleton
+            .maps
+            .flows
+            .lookup(&slot.to_ne_bytes(), MapFlags::ANY)?
+            .context("no such slot")?;
+        copy_from_bytes(&bytes)
+    }
+
+    /// The program that packets meet.
+    pub fn program(&self) -> &ProgramMut<'static> {
+        &self.skeleton.progs.xdp_proxy
+    }
+}
+
+/// What runs at XDP on an interface; `None`: nothing.
+pub fn attached(interface: u32) -> Result<Option<Attached>> {
+    let mut options = libbpf_sys::bpf_xdp_query_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    // SAFETY: the options are ours, and carry their size.
+    let error = unsafe { libbpf_sys::bpf_xdp_query(interface as i32, 0, &mut options) };
+    if error < 0 {
+        let error = std::io::Error::from_raw_os_error(-error);
+        return Err(error).context("asking for the interface's XDP program");
+    }
+    let (id, hook) = match options {
+        o if o.skb_prog_id != 0 => (o.skb_prog_id, Hook::Generic),
+        o if o.drv_prog_id != 0 => (o.drv_prog_id, Hook::Native),
+        o if o.hw_prog_id != 0 => (o.hw_prog_id, Hook::Offload),
+        _ => return Ok(None),
+    };
+    let name = ProgramHandle::from_prog_id(id)
+        .ok()
+        .map(|program| program.name().to_string_lossy().into_owned());
+    Ok(Some(Attached { id, name, hook }))
+}
+
+/// Detaches a program, if it is still the one that is attached.
+pub fn detach(interface: u32, program: &Attached) -> Result<()> {
+    attach_fd(interface, -1, program)
+}
+
+/// Puts `fd` (-1: nothing) in the place of `other`, or fails if that is not there.
+fn attach_fd(interface: u32, fd: i32, other: &Attached) -> Result<()> {
+    let old: OwnedFd = Program::fd_from_id(other.id)
+        .with_context(|| format!("opening the XDP program with id {}", other.id))?;
+    let options = libbpf_sys::bpf_xdp_attach_opts {
+        sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as libbpf_sys::size_t,
+        old_prog_fd: old.as_raw_fd(),
+        ..Default::default()
+    };
+    let flags = (other.hook.flags() | XdpFlags::REPLACE).bits();
+    // SAFETY: both descriptors live across the call; the options carry their size.
+    let error = unsafe { libbpf_sys::bpf_xdp_attach(interface as i32, fd, flags, &options) };
+    match error {
+        0 => Ok(()),
+        error => Err(explain(&libbpf_rs::Error::from_raw_os_error(-error))),
+    }
+}
+
+/// Length of a jiffy: the resolution of the clock that the kernel's tick moves
+/// (clock_getres(2), CLOCK_MONOTONIC_COARSE).
+pub fn tick() -> Result<Duration> {
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .context("asking for the length of the kernel's tick")?;
+    Ok(resolution.into())
+}
+
+/// CPUs that per-CPU maps have copies for.
+pub fn cpus() -> usize {
+    libbpf_rs::num_possible_cpus().unwrap_or(1)
+}
+
+/// Kernels before 5.11 count maps against the limit of locked memory. Being
+/// refused is no error: later ones don't look at it.
+fn raise_memlock_limit() {
+    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX).or_else(|_| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
+    });
+    if let Err(error) = raised {
+        tracing::debug!("the limit of locked memory stays as it is: {error}");
+    }
+}
+
+fn put<T: plain::Plain>(map: &impl MapCore, index: u32, value: &T) -> Result<()> {
+    // SAFETY: plain data has no padding that is not explicit.
+    let bytes = unsafe { plain::as_bytes(value) };
+    map.update(&index.to_ne_bytes(), bytes, MapFlags::ANY)
+        .with_context(|| format!("writing entry {index} of the map {:?}", map.name()))
+}
+
+fn per_cpu<T: plain::Plain + Copy + Default>(map: &impl MapCore, index: u32) -> Result<Vec<T>> {
+    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)?
+        .with_context(|| format!("entry {index} of the map {:?} is not there", map.name()))?
+        .iter()
+        .map(|bytes| copy_from_bytes(bytes))
+        .collect()
+}
+
+fn copy_from_bytes<T: plain::Plain + Copy + Default>(bytes: &[u8]) -> Result<T> {
+    let mut value = T::default();
+    plain::copy_from_bytes(&mut value, bytes)
+        .map_err(|error| anyhow!("a map's value is not of the expected shape: {error:?}"))?;
+    Ok(value)
+}
+
+/// A queue that holds the given ports.
+fn port_queue(ports: &[u16]) -> Box<types::ports> {
+    let mut queue = Box::new(types::ports {
+        lock: Default::default(),
+        head: 0,
+        tail: ports.len() as u32,
+        hand: 0,
+        port: [0; abi::PORTS],
+    });
+    queue.port[..ports.len()].copy_from_slice(ports);
+    queue
+}
+
+/// What libbpf last said at its warning level, to go with an errno.
+static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn keep_libbpf_quiet() {
+    libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| {
+        let text = text.trim_end().to_owned();
+        tracing::debug!("{text}");
+        if let Ok(mut words) = LIBBPF_WORDS.lock() {
+            words.push(text);
+        }
+    })));
+}
+
+fn take_libbpf_words() -> Vec<String> {
+    LIBBPF_WORDS
+        .lock()
+        .map(|mut words| std::mem::take(&mut *words))
+        .unwrap_or_default()
+}
+
+/// The kernel's own explanation, where it gave one, instead of the bare errno.
+fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
+    const PREFIX: &str = "Kernel error message: ";
+    let word = take_libbpf_words()
+        .iter()
+        .find_map(|line| line.split_once(PREFIX).map(|(_, word)| word.to_owned()));
+    anyhow!(word.unwrap_or_else(|| format!("{error}")))
+}
+
+/// The kernel answers EPERM without privilege, EACCES and EINVAL after the
+/// verifier, whose last words stand before its statistics.
+fn explain_load(error: &libbpf_rs::Error) -> anyhow::Error {
+    let words = take_libbpf_words().join("\n");
+    let verdict = words
+        .lines()
+        .take_while(|line| !line.starts_with("processed "))
+        .filter(|line| !line.starts_with("libbpf: "))
+        .last();
+    match verdict {
+        Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
+        None if error.kind() == libbpf_rs::ErrorKind::PermissionDenied => anyhow!(
+            "the kernel does not let this process load a program ({error}): run it as root, \
+             or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
+        ),
+        None => anyhow!("the kernel refused the program or its maps: {error}"),
+    }
+}
+
+/// For tests: the descriptor of the program under test.
+pub fn program_fd(datapath: &Datapath) -> BorrowedFd<'_> {
+    datapath.program().as_fd()
+}

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What the datapath's maps hold for a configuration: pure, so that the same
+//! configuration gives the same bytes on every host (but for the seed).
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::abi;
+use crate::maglev::{self, Member};
+use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX};
+
+/// How packets reach a backend: the next hop's MAC and the source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub mac: [u8; 6],
+    pub source: IpAddr,
+}
+
+/// A backend as the datapath knows it.
+#[derive(Clone, Debug)]
+pub struct BackendTable {
+    pub service: usize,
+    pub backend: Backend,
+    /// The last path known; kept while `alive` is false, for the flows it has.
+    pub path: Option<Path>,
+    /// Takes new flows.
+    pub alive: bool,
+}
+
+/// The contents of the maps. Indexes follow the configuration's order;
+/// backends count from 1.
+pub struct Tables {
+    pub vips: Vec<IpAddr>,
+    pub sources: Vec<IpAddr>,
+    pub addresses: Vec<abi::address>,
+    pub services: Vec<abi::service>,
+    pub backends: Vec<BackendTable>,
+    pub source_ports: PortRanges,
+}
+
+impl Tables {
+    /// `path_of` tells the path to a backend's address, and whether it answers
+    /// now; `tick` is the length of a jiffy.
+    ///
+    /// # Errors
+    /// More than [`SOURCES_MAX`] source addresses.
+    pub fn new(
+        config: &Config,
+        tick: Duration,
+        path_of: impl Fn(IpAddr) -> (Option<Path>, bool),
+    ) -> Result<Tables> {
+        let mut vips = Vec::new();
+        let mut sources = Vec::new();
+        let mut backends = Vec::new();
+        for (index, service) in config.services.iter().enumerate() {
+            insert(&mut vips, service.listen.vip);
+            service
+                .source
+                .iter()
+                .for_each(|source| insert(&mut sources, *source));
+            for backend in &service.backends {
+                let (mut path, alive) = path_of(backend.address.ip());
+                if let (Some(path), Some(source)) = (&mut path, service.source.first()) {
+                    path.source = *source;
+                }
+                if let Some(path) = path {
+                    insert(&mut sources, path.source);
+                }
+                backends.push(BackendTable {
+                    service: index,
+                    backend: *backend,
+                    path,
+                    alive,
+                });
+            }
+        }
+        ensure!(
+            sources.len() <= SOURCES_MAX,
+            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
+            sources.len()
+        );
+        let mut tables = Tables {
+            addresses: Vec::new(),
+            services: place_services(config, tick, &vips),
+            vips,
+            sources,
+            backends,
+            source_ports: config.services[0].source_ports.clone(),
+        };
+        tables.addresses = tables.place_addresses();
+        Ok(tables)
+    }
+
+    /// The hash table over VIPs and source addresses.
+    fn place_addresses(&self) -> Vec<abi::address> {
+        let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
+        for (index, vip) in self.vips.iter().enumerate() {
+            roles.entry(*vip).or_default().0 = Some(index);
+        }
+        for (index, source) in self.sources.iter().enumerate() {
+            roles.entry(*source).or_default().1 = Some(index);
+        }
+        let entries: Vec<_> = roles
+            .into_iter()
+            .map(|(address, (vip, source))| abi::address_entry(address, vip, source))
+            .collect();
+        place(&entries, abi::address_place)
+    }
+
+    /// The record of backend `index` (from 1).
+    pub fn backend_entry(&self, index: usize) -> abi::backend {
+        let table = &self.backends[index - 1];
+        let path = table.path.and_then(|path| {
+            let source = self
+                .sources
+                .iter()
+                .position(|source| *source == path.source)?;
+            Some((path.mac, source))
+        });
+        abi::backend_entry(
+            table.backend.address.ip(),
+            table.backend.address.port(),
+            path,
+        )
+    }
+
+    /// The look-up table of service `index`, over the backends that are alive.
+    pub fn maglev(&self, index: usize) -> Box<[u16]> {
+        let alive: Vec<Member> = (1..)
+            .zip(&self.backends)
+            .filter(|(_, table)| table.service == index && table.alive && table.path.is_some())
+            .map(|(index, table)| Member {
+                identity: table.backend.address,
+                weight: table.backend.weight,
+                index,
+            })
+            .collect();
+        maglev::table(&alive)
+    }
+
+    /// The source ports of one source address in the order in which they are
+    /// first taken: shuffled by the seed (RFC 6056, section 3.3.1).
+    pub fn shuffled_ports(&self, mut seed: u64) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.source_ports.iter().collect();
+        for i in (1..ports.len()).rev() {
+            seed = splitmix64(seed);
+            ports.swap(i, (seed % (i as u64 + 1)) as usize);
+        }
+        ports
+    }
+
+    /// How many flows there can be at a time.
+    pub fn capacity(&self) -> usize {
+        self.sources.len().max(1) * self.source_ports.count()
+    }
+
+    /// Buckets over clients' tuples: a power of two with about three flows each
+    /// when every port is in use, so that 14 places are never too few.
+    pub fn buckets(&self) -> usize {
+        (self.capacity() / 3).next_power_of_two()
+    }
+
+    /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
+    pub fn memory_bytes(&self, cpus: usize) -> usize {
+        let sources = self.sources.len().max(1);
+        let backends = self.backends.len() + 1;
+        sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
+            + self.buckets() * size_of::<abi::types::bucket>()
+            + self.services.len() * size_of::<abi::service>()
+            + self.addresses.len() * size_of::<abi::address>()
+            + self.service_count() * size_of::<abi::maglev>()
+            + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
+    }
+
+    /// Services, and so Maglev tables.
+    pub fn service_count(&self) -> usize {
+        self.services
+            .iter()
+            .filter(|service| service.vip != 0)
+            .count()
+    }
+}
+
+fn insert(addresses: &mut Vec<IpAddr>, address: IpAddr) {
+    if !addresses.contains(&address) {
+        addresses.push(address);
+    }
+}
+
+fn place_services(config: &Config, tick: Duration, vips: &[IpAddr]) -> Vec<abi::service> {
+    let entries: Vec<abi::service> = config
+        .services
+        .iter()
+        .enumerate()
+        .map(|(index, service)| {
+            let listen = service.listen;
+            abi::ServiceEntry {
+                vip: vips
+                    .iter()
+                    .position(|vip| *vip == listen.vip)
+                    .unwrap_or_default(),
+                port: listen.port,
+                protocol: match listen.protocol {
+                    Protocol::Tcp => 6,
+                    Protocol::Udp => 17,
+                },
+                maglev: index,
+                unanswered: abi::jiffies(service.timeouts.unanswered, tick),
+                established: abi::jiffies(service.timeouts.established, tick),
+                closing: abi::jiffies(service.timeouts.closing, tick),
+            }
+            .into()
+        })
+        .collect();
+    place(&entries, abi::service_place)
+}
+
+/// Lays entries out so that each is within [`abi::PROBES`] places of its hash,
+/// with no unused place before it: in the smallest power of two that allows it,
+/// but at least four times their number, so that a miss ends at once.
+fn place<T: Copy + Default>(entries: &[T], hash: impl Fn(&T) -> usize) -> Vec<T> {
+    let mut size = (entries.len() * 4).next_power_of_two().max(abi::PROBES * 2);
+    loop {
+        let mut table = vec![None; size];
+        let fits = entries.iter().all(|entry| {
+            let free = (0..abi::PROBES)
+                .map(|probe| (hash(entry) + probe) & (size - 1))
+                .find(|place| table[*place].is_none());
+            free.map(|place| table[place] = Some(*entry)).is_some()
+        });
+        if fits {
+            return table.into_iter().map(Option::unwrap_or_default).collect();
+        }
+        size *= 2;
+    }
+}
+
+/// One step of the generator (Steele, Lea, Flood, OOPSLA 2014).
+fn splitmix64(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number nobody can foresee: the standard library keys its hash maps with
+/// the kernel's randomness.
+pub fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
