@@ -3,8 +3,16 @@
 //! but `main`, so that tests and benchmarks can link it.
 
 pub mod abi;
+pub mod attach;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod datapath;
 pub mod maglev;
+pub mod neighbour;
 pub mod service;
 pub mod stats;
+pub mod status;
 pub mod tables;

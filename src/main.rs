@@ -1,2 +1,69 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-fn main() {}
+//! Parse, dispatch, exit code: 0 done, 1 failed, 2 bad usage or configuration.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use tracing_subscriber::filter::LevelFilter;
+
+use xdp_proxy::cli::{Cli, Command, ConfigArgs, RunArgs};
+use xdp_proxy::config::{self, ConfigError, HostPorts};
+use xdp_proxy::service::Config;
+use xdp_proxy::{commands, daemon};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xdp-proxy: {error:#}");
+            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    match command {
+        Command::Run(args) => {
+            let config = load(args.config.clone())?;
+            log_to_stderr(&args);
+            runtime.block_on(daemon::run(config))
+        }
+        Command::Check(args) => print(&commands::check(&load(args)?)?),
+        Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),
+        Command::Stop(args) => print(&runtime.block_on(commands::stop(args.interface.as_deref()))?),
+    }
+}
+
+fn load(args: ConfigArgs) -> Result<Config> {
+    let host = HostPorts::read()?;
+    Ok(config::load(&args.into_input(), &host)?)
+}
+
+fn print(text: &str) -> Result<()> {
+    use std::io::Write as _;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to stdout")
+}
+
+fn log_to_stderr(args: &RunArgs) {
+    let level = match i16::from(args.verbose) - i16::from(args.quiet) {
+        ..=-2 => LevelFilter::ERROR,
+        -1 => LevelFilter::WARN,
+        0 => LevelFilter::INFO,
+        1 => LevelFilter::DEBUG,
+        2.. => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .with_max_level(level)
+        .init();
+}

@@ -13,22 +13,35 @@ use crate::abi;
 use crate::maglev::{self, Member};
 use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX};
 
-/// How packets reach a backend: the next hop's MAC and the source address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
-    pub mac: [u8; 6],
-    pub source: IpAddr,
-}
-
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct BackendTable {
     pub service: usize,
     pub backend: Backend,
-    /// The last path known; kept while `alive` is false, for the flows it has.
-    pub path: Option<Path>,
-    /// Takes new flows.
+    pub path: Path,
+}
+
+/// How packets reach a backend, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// The next hop's MAC: the last one known, for the flows that are there.
+    pub mac: Option<[u8; 6]>,
+    /// The address that packets to it come from.
+    pub source: Option<IpAddr>,
+    /// The next hop answers: new flows may go there.
     pub alive: bool,
+}
+
+impl Path {
+    /// The path after news of it. What the news does not tell stays as it was:
+    /// a backend that stops answering keeps its MAC for the flows it has.
+    pub fn followed_by(self, news: Path) -> Path {
+        Path {
+            mac: news.mac.or(self.mac),
+            source: news.source.or(self.source),
+            alive: news.alive,
+        }
+    }
 }
 
 /// The contents of the maps. Indexes follow the configuration's order;
@@ -43,15 +56,15 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// `path_of` tells the path to a backend's address, and whether it answers
-    /// now; `tick` is the length of a jiffy.
+    /// `path_of` tells the path to a backend's address; `tick` is the length of
+    /// a jiffy.
     ///
     /// # Errors
     /// More than [`SOURCES_MAX`] source addresses.
     pub fn new(
         config: &Config,
         tick: Duration,
-        path_of: impl Fn(IpAddr) -> (Option<Path>, bool),
+        path_of: impl Fn(IpAddr) -> Path,
     ) -> Result<Tables> {
         let mut vips = Vec::new();
         let mut sources = Vec::new();
@@ -63,18 +76,15 @@ impl Tables {
                 .iter()
                 .for_each(|source| insert(&mut sources, *source));
             for backend in &service.backends {
-                let (mut path, alive) = path_of(backend.address.ip());
-                if let (Some(path), Some(source)) = (&mut path, service.source.first()) {
-                    path.source = *source;
-                }
-                if let Some(path) = path {
-                    insert(&mut sources, path.source);
-                }
+                let mut path = path_of(backend.address.ip());
+                path.source = service.source.first().copied().or(path.source);
+                path.source
+                    .iter()
+                    .for_each(|source| insert(&mut sources, *source));
                 backends.push(BackendTable {
                     service: index,
                     backend: *backend,
                     path,
-                    alive,
                 });
             }
         }
@@ -114,13 +124,11 @@ impl Tables {
     /// The record of backend `index` (from 1).
     pub fn backend_entry(&self, index: usize) -> abi::backend {
         let table = &self.backends[index - 1];
-        let path = table.path.and_then(|path| {
-            let source = self
-                .sources
-                .iter()
-                .position(|source| *source == path.source)?;
-            Some((path.mac, source))
-        });
+        let source = self
+            .sources
+            .iter()
+            .position(|source| Some(*source) == table.path.source);
+        let path = table.path.mac.zip(source);
         abi::backend_entry(
             table.backend.address.ip(),
             table.backend.address.port(),
@@ -132,7 +140,11 @@ impl Tables {
     pub fn maglev(&self, index: usize) -> Box<[u16]> {
         let alive: Vec<Member> = (1..)
             .zip(&self.backends)
-            .filter(|(_, table)| table.service == index && table.alive && table.path.is_some())
+            .filter(|(number, table)| {
+                table.service == index
+                    && table.path.alive
+                    && self.backend_entry(usize::from(*number)).reachable != 0
+            })
             .map(|(index, table)| Member {
                 identity: table.backend.address,
                 weight: table.backend.weight,

@@ -79,14 +79,10 @@ impl Rig {
     /// Every backend is reached directly, from [`SOURCE`], and answers.
     pub fn new(config: &Config, settings: Settings) -> Rig {
         let tick = datapath::tick().expect("the kernel's tick");
-        let tables = Tables::new(config, tick, |address| {
-            (
-                Some(Path {
-                    mac: backend_mac(address),
-                    source: SOURCE.into(),
-                }),
-                true,
-            )
+        let tables = Tables::new(config, tick, |address| Path {
+            mac: Some(backend_mac(address)),
+            source: Some(SOURCE.into()),
+            alive: true,
         })
         .expect("tables");
         Rig::with_tables(tables, settings)

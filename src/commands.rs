@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The subcommands that are not the daemon: `check`, `status`, `stop`.
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::config::{self, Footprint};
+use crate::control::{self, Request, Response};
+use crate::datapath;
+use crate::neighbour::{self, Interface};
+use crate::service::Config;
+use crate::status::Status;
+use crate::tables::{Path, Tables};
+
+/// What would run, with every default, and the memory it takes.
+pub fn check(config: &Config) -> Result<String> {
+    let tables = Tables::new(config, datapath::tick()?, |_| Path::default())?;
+    let footprint = Footprint {
+        flows: tables.capacity() as u64,
+        memory_bytes: tables.memory_bytes(datapath::cpus()) as u64,
+    };
+    Ok(config::describe(config, &footprint))
+}
+
+/// What runs on an interface, or on all of this network namespace.
+///
+/// # Errors
+/// Nothing runs there.
+pub fn status(interface: Option<&str>, json: bool) -> Result<String> {
+    let mut all = Vec::new();
+    for name in interfaces(interface)? {
+        match control::ask(&name, Request::Status)? {
+            Some(Response::Status(status)) => all.push(*status),
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(Response::Stopped) | None => {}
+        }
+    }
+    if all.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    if json {
+        let text = match (&all[..], interface) {
+            ([one], _) => serde_json::to_string_pretty(one),
+            _ => serde_json::to_string_pretty(&all),
+        };
+        return text.map(|text| text + "\n").context("writing JSON");
+    }
+    let texts: Vec<String> = all.iter().map(Status::to_string).collect();
+    Ok(texts.join("\n"))
+}
+
+/// Ends what runs on an interface, or on all of this network namespace, and
+/// removes what a dead daemon left attached. Returns what was done, by line.
+///
+/// # Errors
+/// There was nothing to end.
+pub async fn stop(interface: Option<&str>) -> Result<String> {
+    let mut done = String::new();
+    for name in interfaces(interface)? {
+        match control::ask(&name, Request::Stop)? {
+            Some(Response::Stopped) => done += &format!("stopped: {name}\n"),
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(Response::Status(_)) | None => {}
+        }
+    }
+    let left = match interface {
+        Some(name) => vec![neighbour::interface(name).await?],
+        None => neighbour::interfaces().await?,
+    };
+    for Interface { index, name, .. } in left {
+        if let Some(program) = datapath::attached(index)?.filter(datapath::Attached::is_ours) {
+            datapath::detach(index, &program).with_context(|| format!("detaching from {name}"))?;
+            done += &format!(
+                "detached: {name}, from program {} of a dead daemon\n",
+                program.id
+            );
+        }
+    }
+    if done.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    Ok(done)
+}
+
+fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
+    match interface {
+        Some(name) => Ok(vec![name.to_owned()]),
+        None => control::daemons(),
+    }
+}
+
+fn nothing_runs(interface: Option<&str>) -> String {
+    let place = interface.unwrap_or("any interface");
+    format!(
+        "no xdp-proxy runs on {place} in this network namespace: start one with `xdp-proxy run`, \
+         or go to its namespace with `ip netns exec` or `docker exec`"
+    )
+}

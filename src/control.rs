@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The daemon's control socket, both ends. It is an abstract Unix socket: it
+//! belongs to the network namespace, so that `docker exec` and `ip netns exec`
+//! reach the daemon without any file in common, two instances on one interface
+//! collide at once, and nothing is left when the daemon dies.
+//!
+//! A client writes one [`Request`] as a line of JSON and reads one [`Response`].
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::status::Status;
+
+const PREFIX: &str = "xdp-proxy/";
+/// A request is a few words; a client has this long to say them.
+const REQUEST_BYTES_MAX: u64 = 4096;
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a client waits for the daemon.
+const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    Status,
+    /// Detach and exit; answered when that is done.
+    Stop,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    Status(Box<Status>),
+    Stopped,
+    Error(String),
+}
+
+/// A client that waits for the response to its request.
+pub struct Caller {
+    response: oneshot::Sender<Response>,
+    conversation: oneshot::Receiver<()>,
+}
+
+impl Caller {
+    /// Answers; who has gone does not need it.
+    pub fn answer(self, response: Response) -> oneshot::Receiver<()> {
+        let _ = self.response.send(response);
+        self.conversation
+    }
+
+    /// Answers, and returns when the answer is written.
+    pub async fn answer_and_wait(self, response: Response) {
+        let _ = self.answer(response).await;
+    }
+}
+
+/// The daemon's end, held while it runs.
+pub struct Control {
+    calls: mpsc::Receiver<(Request, Caller)>,
+}
+
+impl Control {
+    /// Takes the interface's name in this network namespace.
+    ///
+    /// # Errors
+    /// Another daemon holds it.
+    pub fn listen(interface: &str) -> Result<Control> {
+        let listener = match UnixListener::bind_addr(&address(interface)?) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+                "another xdp-proxy runs on {interface}: end it with `xdp-proxy stop -i {interface}`"
+            ),
+            bound => bound.context("opening the control socket")?,
+        };
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let (sender, calls) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, sender.clone()));
+            }
+        });
+        Ok(Control { calls })
+    }
+
+    /// The next request. Cancel-safe.
+    pub async fn call(&mut self) -> Option<(Request, Caller)> {
+        self.calls.recv().await
+    }
+}
+
+/// One client's conversation; its end drops `_end`.
+async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Caller)>) {
+    let (_end, conversation) = oneshot::channel();
+    let talk = async {
+        let peer = stream.peer_cred()?.uid();
+        let (reader, mut writer) = stream.into_split();
+        let mut line = String::new();
+        let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        tokio::time::timeout(REQUEST_DEADLINE, reader.read_line(&mut line)).await??;
+        let response = if peer != 0 && peer != geteuid().as_raw() {
+            Response::Error(format!(
+                "user {peer} may not control a daemon of another user"
+            ))
+        } else {
+            let (sender, response) = oneshot::channel();
+            let caller = Caller {
+                response: sender,
+                conversation,
+            };
+            calls.send((serde_json::from_str(&line)?, caller)).await?;
+            response.await?
+        };
+        let mut text = serde_json::to_string(&response)?;
+        text.push('\n');
+        writer.write_all(text.as_bytes()).await?;
+        anyhow::Ok(())
+    };
+    if let Err(error) = talk.await {
+        tracing::debug!("a client of the control socket left: {error:#}");
+    }
+}
+
+/// Asks the daemon on an interface; `None` if none runs there.
+pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
+    let mut stream = match UnixStream::connect_addr(&address(interface)?) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(None),
+        connected => connected.context("connecting to the daemon")?,
+    };
+    stream.set_read_timeout(Some(RESPONSE_DEADLINE))?;
+    let mut line = serde_json::to_string(&request)?;
+    line.push('\n');
+    stream
+        .write_all(line.as_bytes())
+        .context("asking the daemon")?;
+    line.clear();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("waiting for the daemon's answer")?;
+    let response =
+        serde_json::from_str(&line).context("the daemon's answer is of another version")?;
+    Ok(Some(response))
+}
+
+/// The interfaces that daemons of this network namespace run on.
+pub fn daemons() -> Result<Vec<String>> {
+    let sockets =
+        fs::read_to_string("/proc/self/net/unix").context("reading /proc/self/net/unix")?;
+    let marker = format!("@{PREFIX}");
+    let mut interfaces: Vec<String> = sockets
+        .lines()
+        .filter_map(|line| line.split_once(&marker))
+        .map(|(_, interface)| interface.to_owned())
+        .collect();
+    interfaces.sort();
+    interfaces.dedup();
+    Ok(interfaces)
+}
+
+fn address(interface: &str) -> Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("{PREFIX}{interface}"))
+        .with_context(|| format!("{interface:?} is no name of an interface"))
+}

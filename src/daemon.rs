@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What `run` does: configuration x neighbours -> the datapath's maps, until
+//! it is told to end.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::attach::{self, Attachment};
+use crate::control::{Caller, Control, Request, Response};
+use crate::datapath::{self, Datapath};
+use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
+use crate::service::Config;
+use crate::stats::BackendCounters;
+use crate::status::{BackendStatus, ServiceStatus, Status};
+use crate::tables::{Path, Tables};
+
+/// How long the start waits for neighbours to answer.
+const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
+/// How often flows whose time is over are ended in silence.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Serves the configuration until SIGINT, SIGTERM or `stop`.
+///
+/// # Errors
+/// What kept it from serving; nothing is left attached then.
+pub async fn run(config: Config) -> Result<()> {
+    datapath::check_privilege()?;
+    let interface = choose_interface(&config).await?;
+    let control = Control::listen(&interface.name)?;
+    let signals = Signals::new()?;
+    let mut neighbours = Neighbours::follow(&interface, backend_addresses(&config)).await?;
+    neighbours.settle(SETTLE_DEADLINE).await;
+
+    let tables = Tables::new(&config, datapath::tick()?, |address| {
+        path_of(&neighbours, address)
+    })?;
+    let (datapath, attachment) = attach::load_and_attach(&config, &tables, &interface).await?;
+    let mut daemon = Daemon {
+        started: Instant::now(),
+        program_id: datapath.program_id()?,
+        config,
+        tables,
+        datapath,
+        interface,
+        neighbours,
+        attachment,
+    };
+    daemon.report_unreachable();
+    daemon.announce()?;
+    let stopped = daemon.serve(control, signals).await?;
+    let detached = daemon.attachment.detach();
+    if let Some(caller) = stopped {
+        let response = match &detached {
+            Ok(()) => Response::Stopped,
+            Err(error) => Response::Error(format!("{error:#}")),
+        };
+        drop(daemon);
+        caller.answer_and_wait(response).await;
+    }
+    detached
+}
+
+/// The configured interface, else the one that holds a VIP, else the one that
+/// routes to the first backend.
+async fn choose_interface(config: &Config) -> Result<Interface> {
+    if let Some(name) = &config.interface {
+        return neighbour::interface(name).await;
+    }
+    for service in &config.services {
+        let holder = neighbour::interface_with_address(service.listen.vip).await?;
+        if let Some(interface) = holder {
+            tracing::info!("{} holds {}", interface.name, service.listen.vip);
+            return Ok(interface);
+        }
+    }
+    let first = config.services[0].backends[0].address.ip();
+    match neighbour::interface_towards(first).await? {
+        Some(interface) => {
+            tracing::info!("{} routes to {first}", interface.name);
+            Ok(interface)
+        }
+        None => bail!(
+            "no interface holds {}, and none routes to {first}: name one with -i",
+            config.services[0].listen.vip
+        ),
+    }
+}
+
+fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services
+        .flat_map(|service| service.backends.iter().map(|backend| backend.address.ip()))
+        .collect()
+}
+
+fn path_of(neighbours: &Neighbours, address: IpAddr) -> Path {
+    match neighbours.reach(address) {
+        Some(Reach::Resolved { mac, source, .. }) => Path {
+            mac: Some(mac),
+            source: Some(source),
+            alive: true,
+        },
+        Some(Reach::Unresolved { source, .. }) => Path {
+            mac: None,
+            source,
+            alive: false,
+        },
+        None => Path::default(),
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let on = |kind| signal(kind).context("listening for signals");
+        Ok(Signals {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
+struct Daemon {
+    started: Instant,
+    program_id: u32,
+    config: Config,
+    tables: Tables,
+    // Detached before the maps go.
+    attachment: Attachment,
+    datapath: Datapath,
+    interface: Interface,
+    neighbours: Neighbours,
+}
+
+impl Daemon {
+    /// The one line on stdout.
+    fn announce(&self) -> Result<()> {
+        let services: Vec<String> = (0..self.config.services.len())
+            .map(|index| {
+                let members = self.tables.backends.iter().filter(|b| b.service == index);
+                let (all, alive) = members.fold((0, 0), |(all, alive), b| {
+                    (all + 1, alive + i32::from(b.path.alive))
+                });
+                let count = if alive == all {
+                    format!("{all}")
+                } else {
+                    format!("{alive} of {all}")
+                };
+                let noun = if all == 1 { "backend" } else { "backends" };
+                format!("{} -> {count} {noun}", self.config.services[index].listen)
+            })
+            .collect();
+        let mut stdout = std::io::stdout().lock();
+        writeln!(
+            stdout,
+            "ready: {} ({}) {}",
+            self.interface.name,
+            self.attachment.hook().name(),
+            services.join(", ")
+        )
+        .and_then(|()| stdout.flush())
+        .context("writing to stdout")
+    }
+
+    fn report_unreachable(&self) {
+        for backend in &self.tables.backends {
+            let address = backend.backend.address;
+            if let Some(Reach::Unresolved { why, .. }) = self.neighbours.reach(address.ip()) {
+                tracing::warn!("backend {address} gets no flows: {why}");
+            }
+        }
+    }
+
+    /// Returns who asked for the end, if it was a client of the control socket.
+    async fn serve(
+        &mut self,
+        mut control: Control,
+        mut signals: Signals,
+    ) -> Result<Option<Caller>> {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = signals.interrupt.recv() => return Ok(None),
+                _ = signals.terminate.recv() => return Ok(None),
+                _ = signals.hangup.recv() => {
+                    tracing::warn!("SIGHUP: a running configuration can't be changed yet; nothing was");
+                }
+                changed = self.neighbours.changed() => {
+                    changed.with_context(|| format!("serving on {}", self.interface.name))?;
+                    self.apply()?;
+                }
+                Some((request, caller)) = control.call() => match request {
+                    Request::Stop => return Ok(Some(caller)),
+                    Request::Status => {
+                        let response = match self.status() {
+                            Ok(status) => Response::Status(Box::new(status)),
+                            Err(error) => Response::Error(format!("{error:#}")),
+                        };
+                        drop(caller.answer(response));
+                    }
+                },
+                _ = sweep.tick() => self.datapath.sweep()?,
+            }
+        }
+    }
+
+    /// Brings the maps up to what the neighbours say.
+    fn apply(&mut self) -> Result<()> {
+        let interface = self.neighbours.interface();
+        if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
+            self.datapath
+                .write_interface(interface.mac, interface.mtu)?;
+            tracing::info!(
+                "{}: MAC {}, MTU {}",
+                interface.name,
+                DisplayMac(interface.mac),
+                interface.mtu
+            );
+        }
+        self.interface = interface;
+
+        let mut services = BTreeSet::new();
+        for index in 1..=self.tables.backends.len() {
+            let table = &self.tables.backends[index - 1];
+            let address = table.backend.address;
+            let old = table.path;
+            let new = old.followed_by(path_of(&self.neighbours, address.ip()));
+            if new == old {
+                continue;
+            }
+            if new
+                .source
+                .is_some_and(|source| !self.tables.sources.contains(&source))
+            {
+                tracing::warn!(
+                    "backend {address} gets no flows: the address that reaches it is now {}, \
+                     which has no port table; start again to give it one",
+                    new.source
+                        .map(|source| source.to_string())
+                        .unwrap_or_default()
+                );
+            }
+            self.tables.backends[index - 1].path = new;
+            self.datapath.write_backend(&self.tables, index)?;
+            if new.alive != old.alive || new.source != old.source {
+                services.insert(self.tables.backends[index - 1].service);
+                match self.neighbours.reach(address.ip()) {
+                    Some(Reach::Unresolved { why, .. }) => {
+                        tracing::warn!("backend {address} gets no new flows: {why}");
+                    }
+                    _ => tracing::info!("backend {address} gets flows"),
+                }
+            }
+        }
+        for service in services {
+            self.datapath.write_maglev(&self.tables, service)?;
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Result<Status> {
+        let counters = self.datapath.counters(self.tables.backends.len())?;
+        let mut services: Vec<ServiceStatus> = self
+            .config
+            .services
+            .iter()
+            .map(|service| ServiceStatus {
+                name: service.name.clone(),
+                listen: service.listen.to_string(),
+                forwarding: "nat".into(),
+                scheduler: "maglev".into(),
+                flows: 0,
+                counters: BackendCounters::default(),
+                backends: Vec::with_capacity(service.backends.len()),
+            })
+            .collect();
+        for (table, counters) in self.tables.backends.iter().zip(&counters.backends) {
+            let service = &mut services[table.service];
+            service.counters.add(counters);
+            service.flows = service.counters.flows();
+            service.backends.push(self.backend_status(table, counters));
+        }
+        Ok(Status {
+            interface: self.interface.name.clone(),
+            mode: self.attachment.hook().name().into(),
+            program_id: self.program_id,
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            flows_capacity: self.tables.capacity() as u64,
+            services,
+            packets: counters.packets(),
+        })
+    }
+
+    fn backend_status(
+        &self,
+        table: &crate::tables::BackendTable,
+        counters: &BackendCounters,
+    ) -> BackendStatus {
+        let (reason, next_hop) = match self.neighbours.reach(table.backend.address.ip()) {
+            Some(Reach::Resolved { next_hop, .. }) => (None, Some(next_hop)),
+            Some(Reach::Unresolved { why, .. }) => (Some(why), None),
+            None => (None, None),
+        };
+        BackendStatus {
+            address: table.backend.address.to_string(),
+            weight: table.backend.weight,
+            state: if table.path.alive {
+                "up"
+            } else {
+                "unreachable"
+            }
+            .into(),
+            reason,
+            mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
+            next_hop,
+            source: table.path.source,
+            flows: counters.flows(),
+            counters: *counters,
+        }
+    }
+}

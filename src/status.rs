@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What `status` tells: the same facts as JSON and as text.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::{BackendCounters, Packets};
+
+/// One running load balancer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub interface: String,
+    /// "generic", "native" or "offload".
+    pub mode: String,
+    pub program_id: u32,
+    /// Of the daemon.
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    /// Flows that fit at a time.
+    pub flows_capacity: u64,
+    pub services: Vec<ServiceStatus>,
+    pub packets: Packets,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: String,
+    pub listen: String,
+    pub forwarding: String,
+    pub scheduler: String,
+    /// Flows that exist now.
+    pub flows: u64,
+    /// All of its backends' together.
+    #[serde(flatten)]
+    pub counters: BackendCounters,
+    pub backends: Vec<BackendStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    pub address: String,
+    pub weight: u16,
+    /// "up", or "unreachable".
+    pub state: String,
+    /// Why it is not up.
+    pub reason: Option<String>,
+    pub mac: Option<String>,
+    /// The address that `mac` belongs to: the backend's own or a router's.
+    pub next_hop: Option<IpAddr>,
+    pub source: Option<IpAddr>,
+    pub flows: u64,
+    #[serde(flatten)]
+    pub counters: BackendCounters,
+}
+
+impl BackendCounters {
+    /// Adds another backend's counters to these.
+    pub fn add(&mut self, other: &BackendCounters) {
+        self.forwarded_packets += other.forwarded_packets;
+        self.forwarded_bytes += other.forwarded_bytes;
+        self.returned_packets += other.returned_packets;
+        self.returned_bytes += other.returned_bytes;
+        self.flows_begun += other.flows_begun;
+        self.flows_ended += other.flows_ended;
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} ({}), program {}, pid {}, up {} s, {} flows fit",
+            self.interface,
+            self.mode,
+            self.program_id,
+            self.pid,
+            self.uptime_seconds,
+            self.flows_capacity
+        )?;
+        for service in &self.services {
+            writeln!(
+                f,
+                "\n{}  {}  {}  {}  {} flows",
+                service.name, service.listen, service.forwarding, service.scheduler, service.flows
+            )?;
+            writeln!(
+                f,
+                "  {:<22} {:>6} {:<12} {:>9} {:>12} {:>14} {:>14} {:>16} {:>16}",
+                "BACKEND",
+                "WEIGHT",
+                "STATE",
+                "FLOWS",
+                "NEW FLOWS",
+                "PACKETS TO",
+                "PACKETS FROM",
+                "BYTES TO",
+                "BYTES FROM"
+            )?;
+            for backend in &service.backends {
+                let counters = &backend.counters;
+                writeln!(
+                    f,
+                    "  {:<22} {:>6} {:<12} {:>9} {:>12} {:>14} {:>14} {:>16} {:>16}{}",
+                    backend.address,
+                    backend.weight,
+                    backend.state,
+                    backend.flows,
+                    counters.flows_begun,
+                    counters.forwarded_packets,
+                    counters.returned_packets,
+                    counters.forwarded_bytes,
+                    counters.returned_bytes,
+                    backend
+                        .reason
+                        .as_ref()
+                        .map(|reason| format!("  {reason}"))
+                        .unwrap_or_default()
+                )?;
+            }
+        }
+        let packets = &self.packets;
+        writeln!(
+            f,
+            "\npackets: {} received, {} passed to the host",
+            packets.received, packets.passed
+        )?;
+        for (title, counts) in [("sent", &packets.sent), ("dropped", &packets.dropped)] {
+            let total: u64 = counts.values().sum();
+            write!(f, "  {title} {total}")?;
+            let mut separator = ": ";
+            for (name, count) in counts.iter().filter(|(_, count)| **count > 0) {
+                write!(f, "{separator}{name} {count}")?;
+                separator = ", ";
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
