@@ -10,7 +10,6 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 BINARY=${BINARY:-$ROOT_DIR/build/xdp-proxy}
 
 # Every file of the namespace lab lies here.
-# shellcheck disable=SC2034
 STATE=/run/xdp-proxy-lab
 
 # Seconds that the load balancer has to print "ready:".
@@ -54,20 +53,17 @@ wait_ready() { # OUTPUT ALIVE LOG: names of functions
 	fail "the load balancer was not ready within $READY_SECONDS s; its log is above"
 }
 
-# The script that drives the lab: LAB as given; else the one that is up; else
-# docker where an engine answers.
-pick_lab() {
+# The script that drives the lab: LAB as given, else docker where an engine
+# answers. Verbs that need a lab that is up find the one of namespaces first.
+pick_lab() { # [up]
 	local lab=${LAB:-}
-	if [[ -z $lab ]]; then
-		if [[ -d $STATE ]]; then
-			lab=netns
-		elif has docker && docker info >/dev/null 2>&1; then
-			lab=docker
-		else
-			lab=netns
-		fi
+	if [[ -z $lab && ${1:-} == up && -d $STATE ]]; then
+		lab=netns
+	elif [[ -z $lab ]]; then
+		lab=netns
+		if has docker && docker info >/dev/null 2>&1; then lab=docker; fi
 	fi
-	[[ -x $LAB_DIR/$lab.sh && $lab =~ ^(netns|docker)$ ]] ||
+	[[ $lab == netns || $lab == docker ]] ||
 		fail "LAB=$lab: there is LAB=netns and LAB=docker"
 	echo "$LAB_DIR/$lab.sh"
 }

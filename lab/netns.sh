@@ -201,6 +201,7 @@ main() {
 	address) echo "${ADDRESS[${2:?HOST}]}" ;;
 	exec)
 		as_root "$@"
+		is_ours "${2:?HOST}" || fail "the lab is not up: type 'make run'"
 		exec ip netns exec "${@:2}"
 		;;
 	fetch) exec "$0" exec client curl -sS --max-time 5 "${@:2}" ;;
