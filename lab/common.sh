@@ -24,13 +24,21 @@ has() {
 	command -v "$1" >/dev/null
 }
 
+# Debian has the module in a package of its own, nginx.org builds it in.
+NGINX_STREAM=/usr/lib/nginx/modules/ngx_stream_module.so
+has_nginx_stream() {
+	[[ -e $NGINX_STREAM ]] || nginx -V 2>&1 | grep -qE -- '--with-stream( |$)'
+}
+
 # Runs this script again as root, with the settings that steer it.
 as_root() { # ARGUMENTS of the script
 	[[ $EUID -eq 0 ]] && return
 	sudo -n true 2>/dev/null ||
 		fail "${0##*/} $* needs root: type 'sudo -v' first, or set LAB=docker"
 	exec sudo -n env "PATH=$PATH" "BINARY=$BINARY" "LAB=${LAB:-}" \
-		"LAB_ACCESS_LOG=${LAB_ACCESS_LOG:-}" "$0" "$@"
+		"LAB_ACCESS_LOG=${LAB_ACCESS_LOG:-}" \
+		"ROUNDS=${ROUNDS:-}" "ROUND_SECONDS=${ROUND_SECONDS:-}" \
+		"CONNECTIONS=${CONNECTIONS:-}" "$0" "$@"
 }
 
 need_binary() {
