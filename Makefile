@@ -32,7 +32,7 @@ deps: ## install what is missing to build, run and test
 
 build: ## build/xdp-proxy, one static file
 	@lab/deps.sh build
-	$(CARGO) build --release --target $(TARGET)
+	@$(CARGO) build --release --target $(TARGET)
 	@install -D $(RELEASE) build/xdp-proxy
 	@if readelf -lW build/xdp-proxy | grep -q INTERP; then \
 		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
@@ -63,12 +63,12 @@ down: ## remove every trace of the lab
 
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
-	$(CARGO) test --release --target $(TARGET)
+	@$(CARGO) test --release --target $(TARGET)
 
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint
 	cargo fmt --check
-	$(CARGO) clippy --release --all-targets --target $(TARGET) -- -D warnings
+	@$(CARGO) clippy --release --all-targets --target $(TARGET) -- -D warnings
 	clang-format --dry-run -Werror $(C_FILES)
 	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
 		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \

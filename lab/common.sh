@@ -54,7 +54,10 @@ wait_ready() { # OUTPUT ALIVE LOG: names of functions
 			echo "$line"
 			return
 		fi
-		"$2" || break
+		if ! "$2"; then
+			"$3" >&2
+			fail "the load balancer ended before it was ready; its log is above"
+		fi
 		sleep 0.1
 	done
 	"$3" >&2
