@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+# `make run` and `make test` do all of their own set-up. Settings:
+#   LAB=netns|docker      where the four hosts of the lab live
+#   BINARY=PATH           another load balancer than build/xdp-proxy
+#   REQUIRE_ROOT_TESTS=1  a test that is skipped for lack of privilege has failed
+
+ARCH := $(shell uname -m)
+TARGET := $(ARCH)-unknown-linux-gnu
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/xdp-proxy
+MAX_BYTES := 10000000
+SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# A static link wants the folder of libelf.a and, where libelf was built with it,
+# zstd. cargo adds these flags to those in .cargo/config.toml, whereas RUSTFLAGS
+# would take their place.
+UPPER_TARGET := $(shell echo $(TARGET) | tr a-z- A-Z_)
+CARGO = LIBBPF_SYS_LIBRARY_PATH="$$(pkg-config --variable=libdir libelf)" \
+	CARGO_TARGET_$(UPPER_TARGET)_RUSTFLAGS="$$(pkg-config --static --libs libelf | \
+	grep -q -e -lzstd && echo '-C link-arg=-lzstd')" cargo
+
+C_FILES = $(wildcard src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
+SCRIPTS = $(wildcard lab/*.sh) .ci/run
+
+.PHONY: help deps build run curl bench down test lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+deps: ## install what is missing to build, run and test
+	@lab/deps.sh build run test
+
+build: ## build/xdp-proxy, one static file
+	@lab/deps.sh build
+	@$(CARGO) build --release --target $(TARGET)
+	@install -D $(RELEASE) build/xdp-proxy
+	@if readelf -lW build/xdp-proxy | grep -q INTERP; then \
+		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
+	@size=$$(stat -c %s build/xdp-proxy); if [ $$size -gt $(MAX_BYTES) ]; then \
+		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
+
+# A binary that was named is taken as it is.
+ifdef BINARY
+export BINARY
+run bench:
+else
+run bench: build
+endif
+
+run: ## bring the lab up, balance, show who answers and how fast
+	@lab/deps.sh run
+	@lab/run.sh
+
+curl: ## a few requests through the load balancer
+	@lab/run.sh curl
+
+bench: ## requests/s beside the rivals, as ratios to the direct path
+	@lab/deps.sh bench
+	@lab/bench.sh
+
+down: ## remove every trace of the lab
+	@lab/run.sh down
+
+test: build ## all tests; those that want root are skipped aloud without it
+	@lab/deps.sh test
+	@$(CARGO) test --release --target $(TARGET)
+
+lint: ## formatting, clippy, SPDX lines, shellcheck
+	@lab/deps.sh build lint
+	cargo fmt --check
+	@$(CARGO) clippy --release --all-targets --target $(TARGET) -- -D warnings
+	clang-format --dry-run -Werror $(C_FILES)
+	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
+		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \
+		echo "without the line '$(SPDX)':" $$bare >&2; exit 1; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \
+		else echo "shellcheck is not there: scripts not checked"; fi
+
+clean: ## remove what was built
+	rm -rf build
+	cargo clean

@@ -1,0 +1,213 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+# The lab as network namespaces. Each host has one eth0, a veth whose peer,
+# named after the host, is a port of the bridge in the namespace `switch`.
+#
+#   client 10.0.0.4 ---+          +--- http1 10.0.0.2  nginx: "Hostname: http1"
+#                      | br0      |
+#                      +- switch -+
+#                      |          |
+#       lb 10.0.0.5 ---+          +--- http2 10.0.0.3  nginx: "Hostname: http2"
+#
+# nginx serves /, /small (64 bytes), /1m (1 MiB) and, at /upload, reads the
+# whole body of a POST or PUT before it answers 200. LAB_ACCESS_LOG=1 writes
+# "CLIENT PORT URI STATUS" of each request to STATE/http1/access.log.
+#
+# Usage: lab/netns.sh up | down | native | address HOST | exec HOST COMMAND...
+#                     balance ARGUMENTS | unbalance | log
+#                     wrk ARGUMENTS | fetch URL
+set -euo pipefail
+# shellcheck source=lab/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+declare -A ADDRESS=(
+	[http1]=10.0.0.2 [http2]=10.0.0.3 [client]=10.0.0.4 [lb]=10.0.0.5
+)
+HOSTS=(http1 http2 client lb)
+
+# A namespace is ours when its name and inode are on record: one of the same
+# name that somebody else made is never touched.
+is_ours() { # NAMESPACE
+	grep -qsx "$1 $(stat -Lc %i "/run/netns/$1" 2>/dev/null)" "$STATE/namespaces"
+}
+
+refuse_strangers() {
+	local name
+	for name in switch "${HOSTS[@]}"; do
+		if [[ -e /run/netns/$name ]] && ! is_ours "$name"; then
+			fail "the network namespace '$name' is there already and not" \
+				"the lab's: 'ip netns del $name' if it is not needed"
+		fi
+	done
+}
+
+add_namespace() { # NAMESPACE
+	ip netns add "$1"
+	echo "$1 $(stat -Lc %i "/run/netns/$1")" >>"$STATE/namespaces"
+	ip -n "$1" link set lo up
+}
+
+add_switch() {
+	add_namespace switch
+	ip -n switch link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+	ip -n switch link set br0 up
+}
+
+add_host() { # HOST
+	add_namespace "$1"
+	ip -n switch link add "$1" type veth peer name eth0 netns "$1"
+	ip -n switch link set "$1" master br0 up
+	ip -n "$1" addr add "${ADDRESS[$1]}/24" dev eth0
+	ip -n "$1" link set eth0 up
+}
+
+nginx_config() { # HOST
+	local dir=$STATE/$1 access_log=off
+	[[ -n ${LAB_ACCESS_LOG:-} ]] && access_log="$dir/access.log lab"
+	cat <<-NGINX
+		user nobody nogroup;
+		worker_processes 1;
+		worker_rlimit_nofile 65535;
+		pid $dir/nginx.pid;
+		error_log $dir/error.log;
+		events { worker_connections 32768; multi_accept on; }
+		http {
+			log_format lab '\$remote_addr \$remote_port \$request_uri \$status';
+			access_log $access_log;
+			default_type text/plain;
+			sendfile on;
+			keepalive_requests 1000000000;
+			keepalive_timeout 1h;
+			client_max_body_size 0;
+			client_body_temp_path $dir/body;
+			proxy_temp_path $dir/proxy;
+			fastcgi_temp_path $dir/fastcgi;
+			scgi_temp_path $dir/scgi;
+			uwsgi_temp_path $dir/uwsgi;
+			server {
+				listen 80 backlog=4096;
+				root $dir/files;
+				location / { return 200 "Hostname: $1\n"; }
+				location = /1m { }
+				location = /small { }
+				location = /upload { proxy_pass http://unix:$dir/upload.sock; }
+			}
+			server {
+				listen unix:$dir/upload.sock;
+				location / { return 200 "Hostname: $1\n"; }
+			}
+		}
+	NGINX
+}
+
+serve() { # HOST
+	local dir=$STATE/$1
+	mkdir -p "$dir/files"
+	nginx_config "$1" >"$dir/nginx.conf"
+	head -c 64 /dev/zero | tr '\0' x >"$dir/files/small"
+	head -c 1048576 /dev/urandom >"$dir/files/1m"
+	ip netns exec "$1" nginx -e "$dir/error.log" -c "$dir/nginx.conf" </dev/null
+}
+
+up() {
+	local host
+	has nginx || fail "nginx is not there: type 'make deps'"
+	refuse_strangers
+	down
+	trap down ERR
+	mkdir -p "$STATE"
+	add_switch
+	for host in "${HOSTS[@]}"; do add_host "$host"; done
+	serve http1
+	serve http2
+	trap - ERR
+}
+
+# Ends whatever runs in one of our namespaces: politely, then for good.
+end_processes() { # NAMESPACE
+	local signal try pids
+	for signal in TERM KILL; do
+		for try in {1..30}; do
+			pids=$(ip netns pids "$1")
+			[[ -z $pids ]] && return
+			# shellcheck disable=SC2086 # one word a process
+			((try > 1)) || kill -s "$signal" $pids 2>/dev/null || true
+			sleep 0.1
+		done
+	done
+}
+
+down() {
+	local name
+	for name in "${HOSTS[@]}" switch; do
+		is_ours "$name" || continue
+		end_processes "$name"
+		ip netns del "$name"
+	done
+	rm -rf "$STATE"
+}
+
+# Native XDP_TX on a veth needs an XDP program on its peer as well.
+native() {
+	clang -O2 -g -target bpf -c "$LAB_DIR/pass.bpf.c" -o "$STATE/pass.bpf.o"
+	ip -n switch link set dev lb xdpdrv off
+	ip -n switch link set dev lb xdpdrv obj "$STATE/pass.bpf.o" sec xdp
+}
+
+# Starts the load balancer on `lb`, prints its line "ready: ...".
+balance() { # ARGUMENTS of `xdp-proxy run`
+	need_binary
+	[[ -d $STATE ]] || fail "the lab is not up: type 'make run'"
+	unbalance
+	setsid ip netns exec lb "$BINARY" run "$@" \
+		>"$STATE/lb.out" 2>"$STATE/lb.log" </dev/null &
+	echo $! >"$STATE/lb.pid"
+	wait_ready output balancing log
+}
+
+output() { cat "$STATE/lb.out"; }
+log() { cat "$STATE/lb.out" "$STATE/lb.log"; }
+
+# Whether the process on record runs, and is no stranger that got its number.
+balancing() {
+	[[ -s $STATE/lb.pid ]] || return
+	ip netns pids lb | grep -qx "$(<"$STATE/lb.pid")" ||
+		{ sleep 0.2 && ip netns pids lb | grep -qx "$(<"$STATE/lb.pid")"; }
+}
+
+unbalance() {
+	local try
+	balancing || return 0
+	kill -TERM "$(<"$STATE/lb.pid")"
+	for try in {1..50}; do
+		balancing || return 0
+		sleep 0.1
+	done
+	log >&2
+	fail "the load balancer did not end within 5 s of SIGTERM; its log is above"
+}
+
+main() {
+	local verb=${1:-}
+	case $verb in
+	up | down | native | log | unbalance)
+		as_root "$@"
+		"$verb"
+		;;
+	balance)
+		as_root "$@"
+		balance "${@:2}"
+		;;
+	address) echo "${ADDRESS[${2:?HOST}]}" ;;
+	exec)
+		as_root "$@"
+		is_ours "${2:?HOST}" || fail "the lab is not up: type 'make run'"
+		exec ip netns exec "${@:2}"
+		;;
+	fetch) exec "$0" exec client curl -sS --max-time 5 "${@:2}" ;;
+	wrk) exec "$0" exec client wrk "${@:2}" ;;
+	*) fail "usage: $(sed -n 's/^# Usage: //p' "$0") (see the top of the file)" ;;
+	esac
+}
+
+[[ ${BASH_SOURCE[0]} != "$0" ]] || main "$@"
