@@ -11,12 +11,11 @@ MAX_BYTES := 10000000
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# A static link wants the folder of libelf.a and, where libelf was built with it,
-# zstd. cargo adds these flags to those in .cargo/config.toml, whereas RUSTFLAGS
-# would take their place.
+# Where libelf was built with zstd (Debian 13, Ubuntu 24.04), a static link wants
+# that too. cargo adds these flags to those in .cargo/config.toml, whereas
+# RUSTFLAGS would take their place.
 UPPER_TARGET := $(shell echo $(TARGET) | tr a-z- A-Z_)
-CARGO = LIBBPF_SYS_LIBRARY_PATH="$$(pkg-config --variable=libdir libelf)" \
-	CARGO_TARGET_$(UPPER_TARGET)_RUSTFLAGS="$$(pkg-config --static --libs libelf | \
+CARGO = CARGO_TARGET_$(UPPER_TARGET)_RUSTFLAGS="$$(pkg-config --static --libs libelf | \
 	grep -q -e -lzstd && echo '-C link-arg=-lzstd')" cargo
 
 C_FILES = $(wildcard src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])

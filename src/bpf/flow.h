@@ -117,8 +117,13 @@ static __always_inline void track_flow(const struct packet *packet)
 	struct flow *flow = packet->flow;
 	__u8 flags = tcp_flags(packet->l4);
 
-	if (flow->retired)
+	if (flow->retired) {
+		/* A backend that goes on did not believe the RST (RFC 5961). */
+		if (packet->direction == FROM_BACKEND &&
+		    !(flags & (TCP_RST | TCP_FIN)))
+			flow->seen = now();
 		return;
+	}
 	if (packet->direction == FROM_BACKEND) {
 		if (flow->state == FLOW_UNANSWERED)
 			flow->state = FLOW_ANSWERED;
