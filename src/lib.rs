@@ -2,5 +2,7 @@
 //! `xdp-proxy`: a layer-4 load balancer at XDP. The library holds everything
 //! but `main`, so that tests and benchmarks can link it.
 
+pub mod cli;
+pub mod config;
 pub mod maglev;
 pub mod service;

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The command line as types. Only here is clap known; what the values of
+//! `--listen` and `--backend` mean is decided in [`crate::config`], for flags and
+//! file alike.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::{Input, MODES, Services};
+use crate::service::Mode;
+
+/// Spreads the connections to a virtual address over servers, in the kernel's
+/// XDP path.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "xdp-proxy", version, arg_required_else_help = true)]
+#[command(after_help = "Example:
+  xdp-proxy run --listen 192.0.2.1:80 --backend 192.0.2.10 --backend 192.0.2.11")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Balance in the foreground until SIGINT or SIGTERM
+    #[command(after_help = "Examples:
+  xdp-proxy run --listen 192.0.2.1:80 --backend 192.0.2.10 --backend 192.0.2.11:8080,weight=2
+  xdp-proxy run -i eth0 --mode generic -c /etc/xdp-proxy.toml
+
+Prints one line to stdout once traffic is served:
+  ready: eth0 (generic) 192.0.2.1:80/tcp -> 2 backends")]
+    Run(RunArgs),
+    /// Validate, and print what would run and the memory it takes
+    #[command(after_help = "Example:
+  xdp-proxy check -c web.toml
+
+What it prints is a file for -c, with every default written out.")]
+    Check(ConfigArgs),
+    /// Show services, backends and counters of what runs
+    #[command(after_help = "Example:
+  xdp-proxy status --json")]
+    Status(StatusArgs),
+    /// Detach, and leave the host as it was
+    #[command(after_help = "Example:
+  xdp-proxy stop -i eth0")]
+    Stop(StopArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Log more: -v for debugging, -vv for everything
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Log less: -q for warnings and errors, -qq for errors
+    #[arg(short, long, action = ArgAction::Count)]
+    pub quiet: u8,
+}
+
+/// What to serve, from a file or from flags.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// Interface to attach to [default: the one that holds the VIP, else the one
+    /// that routes to the first backend]
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+    /// Where in the kernel to attach [default: auto]
+    #[arg(long, value_parser = mode_parser())]
+    pub mode: Option<Mode>,
+    /// TOML file with the services
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "backend"])]
+    pub config: Option<PathBuf>,
+    /// Address and port that clients connect to; for several use -c FILE
+    #[arg(long, value_name = "VIP:PORT[/tcp]")]
+    pub listen: Vec<String>,
+    /// Server to spread connections over; may be repeated. Without a port it has
+    /// the VIP's, without a weight 1
+    #[arg(long, value_name = "ADDR[:PORT][,weight=N]")]
+    pub backend: Vec<String>,
+}
+
+impl ConfigArgs {
+    pub fn into_input(self) -> Input {
+        let services = match self.config {
+            Some(path) => Services::File(path),
+            None => Services::Flags {
+                listen: self.listen,
+                backends: self.backend,
+            },
+        };
+        Input {
+            interface: self.interface,
+            mode: self.mode,
+            services,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Interface that it is attached to [default: every one of this network namespace]
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StopArgs {
+    /// Interface that it is attached to [default: every one of this network namespace]
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: Option<String>,
+}
+
+fn mode_parser() -> impl TypedValueParser<Value = Mode> {
+    let words = PossibleValuesParser::new(MODES.map(|(word, _)| word));
+    words.map(|text| {
+        MODES
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map_or(Mode::default(), |(_, mode)| *mode)
+    })
+}

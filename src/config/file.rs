@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The configuration file: its shape as TOML, and reading it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// A configuration file's length, at most; about 200 bytes a backend.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// The characters of a faulty line that an error repeats, at most.
+const EXCERPT_CHARS_MAX: usize = 60;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileConfig {
+    pub interface: Option<String>,
+    pub mode: Option<String>,
+    #[serde(default)]
+    pub service: Vec<FileService>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileService {
+    pub name: Option<String>,
+    pub listen: Option<String>,
+    pub forwarding: Option<String>,
+    pub scheduler: Option<String>,
+    #[serde(default)]
+    pub source: Vec<String>,
+    pub source_ports: Option<String>,
+    #[serde(default)]
+    pub timeouts: FileTimeouts,
+    #[serde(default)]
+    pub backend: Vec<FileBackend>,
+}
+
+/// Any value is taken here, as a number without a unit is a likely mistake
+/// that deserves an error of its own.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileTimeouts {
+    pub unanswered: Option<toml::Value>,
+    pub established: Option<toml::Value>,
+    pub closing: Option<toml::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileBackend {
+    pub address: Option<String>,
+    pub weight: Option<i64>,
+}
+
+/// The file's text.
+pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
+    let name = path.display().to_string();
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(|error| ConfigError::new(&name, unreadable(&error)))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let problem = format!(
+            "is longer than {} MiB; name a TOML file",
+            FILE_BYTES_MAX >> 20
+        );
+        return Err(ConfigError::new(&name, problem));
+    }
+    Ok(text)
+}
+
+fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "cannot be read: there is no such file; correct the path".into(),
+        ErrorKind::PermissionDenied => {
+            "cannot be read: permission denied; let this user read it".into()
+        }
+        ErrorKind::IsADirectory => "cannot be read: it is a directory; name a file in it".into(),
+        ErrorKind::InvalidData => "cannot be read: it is no UTF-8 text; name a TOML file".into(),
+        kind => format!("cannot be read: {kind}; name a TOML file that can"),
+    }
+}
+
+/// The text as TOML of the expected shape. `name` is the file's, for errors.
+pub(super) fn parse(name: &str, text: &str) -> Result<FileConfig, ConfigError> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let (place, excerpt) = match error.span() {
+            Some(span) => locate(name, text, span.start),
+            None => (name.to_string(), String::new()),
+        };
+        let message: Vec<&str> = error.message().lines().map(str::trim).collect();
+        let message = message
+            .join(", ")
+            .replacen("unknown field", "unknown key", 1);
+        let message = message.replacen("expected one of", "known here are", 1);
+        ConfigError::new(&place, message + &excerpt)
+    })
+}
+
+/// `FILE:LINE:COLUMN` of the offset in bytes, and the line there as ` (in: LINE)`.
+fn locate(name: &str, text: &str, offset: usize) -> (String, String) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.matches('\n').count() + 1;
+    let column = before[line_start..].chars().count() + 1;
+    let excerpt = text[line_start..].lines().next().unwrap_or_default().trim();
+    let excerpt: String = excerpt.chars().take(EXCERPT_CHARS_MAX).collect();
+    let excerpt = if excerpt.is_empty() {
+        excerpt
+    } else {
+        format!(" (in: {excerpt})")
+    };
+    (format!("{name}:{line}:{column}"), excerpt)
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! One value's text -> the value. Flags and the file come through here, so that
+//! both give the same errors. An error is the problem and the mend in one line;
+//! the caller puts in front of it where the value was written.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::service::{Forwarding, Listen, Mode, PortRanges, Protocol, Scheduler, WEIGHT_MAX};
+
+/// What could not be made of a text, and the mend.
+pub(super) type Result<T> = std::result::Result<T, String>;
+
+/// The words of the values that are one of a few.
+pub const MODES: [(&str, Mode); 4] = [
+    ("auto", Mode::Auto),
+    ("generic", Mode::Generic),
+    ("native", Mode::Native),
+    ("offload", Mode::Offload),
+];
+pub(super) const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
+pub(super) const SCHEDULERS: [(&str, Scheduler); 1] = [("maglev", Scheduler::Maglev)];
+
+/// The value that the word stands for.
+pub(super) fn choice<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T> {
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    Err(match words {
+        [(only, _)] => format!("only \"{only}\" is supported so far"),
+        _ => {
+            let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            format!("must be one of {}", known.join(", "))
+        }
+    })
+}
+
+/// The word that stands for the value; empty if none does.
+pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words
+        .iter()
+        .find(|(_, known)| *known == value)
+        .map_or("", |(word, _)| *word)
+}
+
+/// `VIP:PORT[/tcp]`.
+pub(super) fn listen(text: &str) -> Result<Listen> {
+    let (endpoint, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    match protocol {
+        "tcp" => {}
+        "udp" => return Err("only TCP is balanced so far; write /tcp or nothing".into()),
+        _ => {
+            return Err(format!(
+                "{protocol:?} is no protocol; write /tcp or nothing"
+            ));
+        }
+    }
+    match host_and_port(endpoint)? {
+        (vip, Some(port)) => Ok(Listen {
+            vip,
+            port,
+            protocol: Protocol::Tcp,
+        }),
+        (vip, None) => Err(format!("the port is missing, as in {vip}:80")),
+    }
+}
+
+/// `ADDR[:PORT]`, with the port to take when it has none.
+pub(super) fn backend_address(text: &str, default_port: u16) -> Result<SocketAddr> {
+    let (address, port) = host_and_port(text)?;
+    Ok(SocketAddr::new(address, port.unwrap_or(default_port)))
+}
+
+/// The parts of `ADDR[:PORT][,weight=N]`: the address's text and the weight.
+pub(super) fn backend_flag(text: &str) -> Result<(&str, Option<i64>)> {
+    let mut parts = text.split(',');
+    let address = parts.next().unwrap_or_default();
+    let mut weight = None;
+    for option in parts {
+        let Some(("weight", number)) = option.split_once('=') else {
+            return Err(format!(
+                "{option:?} is no option of a backend; only weight=N is known"
+            ));
+        };
+        if weight.is_some() {
+            return Err("the weight is given twice".into());
+        }
+        let number = number.parse().map_err(|_| weight_range())?;
+        weight = Some(number);
+    }
+    Ok((address, weight))
+}
+
+/// A backend's weight, 0 to [`WEIGHT_MAX`].
+pub(super) fn weight(number: i64) -> Result<u16> {
+    u16::try_from(number)
+        .ok()
+        .filter(|weight| *weight <= WEIGHT_MAX)
+        .ok_or_else(weight_range)
+}
+
+fn weight_range() -> String {
+    format!("the weight must be from 0 to {WEIGHT_MAX}")
+}
+
+/// A host's IPv4 address.
+pub(super) fn address(text: &str) -> Result<IpAddr> {
+    let unbracketed = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    if unbracketed.unwrap_or(text).parse::<Ipv6Addr>().is_ok() {
+        return Err("only IPv4 is balanced so far".into());
+    }
+    let address: Ipv4Addr = text.parse().map_err(|_| {
+        format!("{text:?} is no IPv4 address; write it as in 192.0.2.1 (names are not looked up)")
+    })?;
+    let kind = if address.is_unspecified() {
+        "the unspecified address"
+    } else if address.is_loopback() {
+        "a loopback address"
+    } else if address.is_multicast() {
+        "a multicast address"
+    } else if address.is_broadcast() {
+        "the broadcast address"
+    } else {
+        return Ok(address.into());
+    };
+    Err(format!("{address} is {kind}; give the address of one host"))
+}
+
+/// `ADDR[:PORT]`; IPv6 with a port is bracketed.
+fn host_and_port(text: &str) -> Result<(IpAddr, Option<u16>)> {
+    let is_bare = text.parse::<Ipv6Addr>().is_ok() || text.ends_with(']');
+    match text.rsplit_once(':') {
+        Some((host, number)) if !is_bare => Ok((address(host)?, Some(port(number)?))),
+        _ => Ok((address(text)?, None)),
+    }
+}
+
+fn port(text: &str) -> Result<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(port @ 1..) if digits => Ok(port),
+        _ if digits => Err("the port must be from 1 to 65535".into()),
+        _ => Err(format!(
+            "{text:?} is no port; give a number from 1 to 65535"
+        )),
+    }
+}
+
+/// Ports and ranges of ports: `1024-32767,61000-65535`.
+pub(super) fn port_ranges(text: &str) -> Result<PortRanges> {
+    let mut ranges = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (port(first.trim())?, port(last.trim())?);
+        if first > last {
+            return Err(format!("{first}-{last} is empty; write {last}-{first}"));
+        }
+        ranges.push(first..=last);
+    }
+    PortRanges::new(ranges).ok_or_else(|| "no port is left; give at least one".into())
+}
+
+/// The shortest and longest timeout.
+pub const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(20 * 24 * 60 * 60);
+
+/// The units of durations in milliseconds, longest first.
+const UNITS_MS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1000),
+    ("ms", 1),
+];
+
+/// A timeout with its unit, from [`TIMEOUT_MIN`] to [`TIMEOUT_MAX`]: `100ms`, `5s`, `2h`.
+pub(super) fn timeout(text: &str) -> Result<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err("is no duration; write a whole number and a unit, as in \"5s\"".into());
+    }
+    let Some((_, unit_ms)) = UNITS_MS.iter().find(|(name, _)| *name == unit) else {
+        let problem = if unit.is_empty() {
+            "has no unit"
+        } else {
+            "has an unknown unit"
+        };
+        return Err(format!(
+            "{problem}; write ms, s, m, h or d after a whole number, as in \"5s\""
+        ));
+    };
+    let ms = number
+        .parse()
+        .ok()
+        .and_then(|number: u64| number.checked_mul(*unit_ms));
+    ms.map(Duration::from_millis)
+        .filter(|duration| (TIMEOUT_MIN..=TIMEOUT_MAX).contains(duration))
+        .ok_or_else(|| {
+            let (min, max) = (duration_text(TIMEOUT_MIN), duration_text(TIMEOUT_MAX));
+            format!("must be from {min} to {max}")
+        })
+}
+
+/// A duration of whole milliseconds in the longest unit that fits: what
+/// [`timeout`] reads as the same duration.
+pub(super) fn duration_text(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let fits = |(_, unit_ms): &&(&str, u64)| ms.is_multiple_of(u128::from(*unit_ms));
+    let (unit, unit_ms) = UNITS_MS.iter().find(fits).unwrap_or(&("ms", 1));
+    format!("{}{unit}", ms / u128::from(*unit_ms))
+}
+
+/// A network interface's name, as Linux allows it (dev_valid_name in net/core/dev.c).
+pub(super) fn interface(text: &str) -> Result<String> {
+    const LENGTH_MAX: usize = 15;
+    let reserved = text == "." || text == "..";
+    let unfit = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if text.is_empty() || text.len() > LENGTH_MAX || reserved || text.contains(unfit) {
+        return Err("is no name of an interface; `ip link` lists them".into());
+    }
+    Ok(text.to_string())
+}
+
+/// A service's name: not empty, one line.
+pub(super) fn name(text: &str) -> Result<String> {
+    if text.is_empty() {
+        return Err("is empty; give a name or leave the key out".into());
+    }
+    if text.contains(char::is_control) {
+        return Err("has a control character in it; use printable ones".into());
+    }
+    Ok(text.to_string())
+}
