@@ -125,3 +125,103 @@ fn mode_parser() -> impl TypedValueParser<Value = Mode> {
             .map_or(Mode::default(), |(_, mode)| *mode)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    fn refused(line: &str) -> (ErrorKind, i32) {
+        let error = parse(line).expect_err("the line is accepted");
+        (error.kind(), error.exit_code())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_flags_in_the_form_of_the_documentation() {
+        let line = "xdp-proxy run -i eth0 --mode native -vv --listen 192.0.2.1:80/tcp \
+                    --backend 10.0.0.2 --backend 10.0.0.3:81,weight=2";
+        let Ok(Command::Run(run)) = parse(line) else {
+            panic!()
+        };
+        assert_eq!((run.verbose, run.quiet), (2, 0));
+        let services = Services::Flags {
+            listen: vec!["192.0.2.1:80/tcp".into()],
+            backends: vec!["10.0.0.2".into(), "10.0.0.3:81,weight=2".into()],
+        };
+        let (interface, mode) = (Some("eth0".into()), Some(Mode::Native));
+        assert_eq!(
+            run.config.into_input(),
+            Input {
+                interface,
+                mode,
+                services
+            }
+        );
+    }
+
+    #[test]
+    fn a_file_excludes_services_in_flags_but_not_interface_and_mode() {
+        let Ok(Command::Check(check)) = parse("xdp-proxy check -c a.toml -i eth0 --mode auto")
+        else {
+            panic!()
+        };
+        assert_eq!(check.into_input().services, Services::File("a.toml".into()));
+        for flag in ["--listen 192.0.2.1:80", "--backend 10.0.0.2"] {
+            let line = format!("xdp-proxy run -c a.toml {flag}");
+            assert_eq!(refused(&line), (ErrorKind::ArgumentConflict, 2));
+        }
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2_and_shows_the_help_where_nothing_was_asked() {
+        let nothing = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        assert_eq!(refused("xdp-proxy"), (nothing, 2));
+        assert_eq!(
+            refused("xdp-proxy run --mode fast"),
+            (ErrorKind::InvalidValue, 2)
+        );
+        assert_eq!(refused("xdp-proxy top"), (ErrorKind::InvalidSubcommand, 2));
+        assert_eq!(
+            refused("xdp-proxy --version"),
+            (ErrorKind::DisplayVersion, 0)
+        );
+    }
+
+    #[test]
+    fn every_help_has_an_example() {
+        let command = Cli::command();
+        for command in command.get_subcommands().chain([&command]) {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains("xdp-proxy "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn status_and_stop_take_an_interface() {
+        let Ok(Command::Status(status)) = parse("xdp-proxy status -i eth0 --json") else {
+            panic!()
+        };
+        assert_eq!(
+            (status.interface.as_deref(), status.json),
+            (Some("eth0"), true)
+        );
+        let Ok(Command::Stop(stop)) = parse("xdp-proxy stop") else {
+            panic!()
+        };
+        assert_eq!(stop.interface, None);
+    }
+}
