@@ -157,7 +157,7 @@ static __always_inline void expire_flow(__u32 slot, bool pressed)
 		return;
 	if (flow->state == FLOW_ESTABLISHED)
 		timeout = service->established;
-	else	/* where ports are short, these go first */
+	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
 	if (now() - flow->seen > timeout)
 		retire_flow(flow, slot);
