@@ -17,7 +17,7 @@
 #define BPF_F_MMAPABLE (1U << 10)
 
 /* Settings that never change while the program is loaded. */
-const volatile __u64 hash_seed = 0; /* secret: nobody can aim at a bucket */
+const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
 const volatile __u32 address_mask = 0; /* entries of addresses, less 1 */
 const volatile __u32 service_mask = 0;
 const volatile __u32 bucket_mask = 0;
@@ -89,7 +89,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* set at load */
+	__uint(max_entries, 1);		   /* set at load */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
 	__type(value, struct bucket);
