@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Interfaces, routes and neighbours of this network namespace, as the kernel
+//! knows them: which MAC a packet for an address must carry, followed as it
+//! changes. The user types none of it.
+//!
+//! [`Neighbours`] takes routes from the kernel (a look-up for each address,
+//! repeated whenever a route, rule, address or interface changed) and MACs
+//! from the kernel's neighbour table. Packets sent at XDP pass the stack by,
+//! so that the kernel never notices that a neighbour it has not used changed
+//! its MAC. Therefore this asks each next hop by ARP two or three times a
+//! second: the MAC that is known first, which troubles nobody else, and a
+//! tenth of a second later everyone. The kernel reads the answers too and
+//! keeps its own table current by them, but it refuses a MAC for a second after an
+//! entry last changed (`locktime`); so the answers are read here as well, and
+//! the fresher word counts. Entries that the user made (permanent, noarp) or a
+//! routing daemon learned are taken as they are, and never asked about.
+//! Nothing is left behind but ordinary dynamic entries.
+//!
+//! Without CAP_NET_RAW, and for IPv6 next hops, it is the kernel that is told
+//! to ask, once a second; it takes up to a minute to notice a changed MAC.
+
+mod arp;
+mod follow;
+mod hop;
+mod netlink;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rtnetlink::packet_route::route::RouteType;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use netlink::Netlink;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// An interface of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub index: u32,
+    pub name: String,
+    /// All zero on interfaces without Ethernet addresses.
+    pub mac: Mac,
+    /// Bytes, without the Ethernet header.
+    pub mtu: u32,
+    /// Switched on, and its link works.
+    pub up: bool,
+    /// What made it: "veth", "bridge", "tun"...; `None`: mostly hardware.
+    pub kind: Option<String>,
+    pub peer: Peer,
+    /// The id of the XDP program attached to it, if there is exactly one.
+    pub xdp_program: Option<u32>,
+}
+
+/// Where the other end of a veth is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// It is no veth.
+    None,
+    /// The interface of this index in this network namespace.
+    Here(u32),
+    /// In another network namespace.
+    Elsewhere,
+}
+
+/// How packets reach an address through the interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Resolved {
+        /// The next hop's.
+        mac: Mac,
+        /// The address itself, or the router's.
+        next_hop: IpAddr,
+        /// The address that the kernel would send from.
+        source: IpAddr,
+    },
+    Unresolved {
+        /// A clause that names the address: "nobody answers ARP for 10.0.0.9".
+        why: String,
+        source: Option<IpAddr>,
+    },
+}
+
+impl Reach {
+    /// The address that the kernel would send from, where there is a route.
+    pub fn source(&self) -> Option<IpAddr> {
+        match self {
+            Reach::Resolved { source, .. } => Some(*source),
+            Reach::Unresolved { source, .. } => *source,
+        }
+    }
+}
+
+/// Displays `02:00:00:00:00:01`.
+pub struct DisplayMac(pub Mac);
+
+impl fmt::Display for DisplayMac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The interface of this name or alternative name. The error lists those that are there.
+pub async fn interface(name: &str) -> Result<Interface> {
+    let netlink = open()?;
+    let all = netlink
+        .interfaces()
+        .await
+        .context("listing the interfaces")?;
+    let here = all
+        .iter()
+        .map(|(interface, _)| interface.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
+    all.into_iter()
+        .find(|(interface, others)| {
+            interface.name == name || others.iter().any(|other| other == name)
+        })
+        .map(|(interface, _)| interface)
+        .ok_or_else(|| anyhow!("no interface {name:?}: the interfaces here are {here}"))
+}
+
+/// The interface of this index: the other end of a veth, [`Peer::Here`].
+pub async fn interface_with_index(index: u32) -> Result<Interface> {
+    open()?
+        .interface(index)
+        .await
+        .with_context(|| format!("reading interface {index}"))
+}
+
+/// The interface that has the address and can receive packets for it: the
+/// loopback and dummies never count.
+pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>> {
+    let netlink = open()?;
+    let doing = || format!("looking for the interface that has {address}");
+    for index in netlink.holders(address).await.with_context(doing)? {
+        let interface = netlink.interface(index).await.with_context(doing)?;
+        if interface.name != "lo" && interface.kind.as_deref() != Some("dummy") {
+            return Ok(Some(interface));
+        }
+    }
+    Ok(None)
+}
+
+/// The interface that packets for the address leave by; `None` without a route,
+/// and for addresses of this host.
+pub async fn interface_towards(address: IpAddr) -> Result<Option<Interface>> {
+    let netlink = open()?;
+    let doing = || format!("looking for the interface towards {address}");
+    match netlink.route(address, None).await {
+        Ok(route) if route.kind == RouteType::Unicast => netlink
+            .interface(route.interface)
+            .await
+            .map(Some)
+            .with_context(doing),
+        Ok(_) => Ok(None),
+        Err(error) if refused(&error) => Ok(None),
+        Err(error) => Err(error).with_context(doing),
+    }
+}
+
+fn open() -> Result<Netlink> {
+    Netlink::open().context("opening a netlink socket")
+}
+
+/// The routing tables gave an answer, and it is no.
+fn refused(error: &io::Error) -> bool {
+    use nix::libc::{EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH};
+    matches!(
+        error.raw_os_error(),
+        Some(ENETUNREACH | EHOSTUNREACH | EACCES | EINVAL)
+    )
+}
+
+/// How addresses are reached through an interface, followed by a task of its
+/// own until this is dropped.
+pub struct Neighbours {
+    state: watch::Receiver<State>,
+    _follower: JoinSet<()>,
+}
+
+/// What the follower publishes.
+#[derive(Debug)]
+struct State {
+    interface: Interface,
+    reach: BTreeMap<IpAddr, Reach>,
+    /// How many of them may still turn out either way.
+    undecided: usize,
+    /// Why nothing is followed any more.
+    ended: Option<String>,
+}
+
+impl Neighbours {
+    /// Begins to follow how the addresses are reached through the interface, in
+    /// the network namespace of the calling thread. When it returns, all that
+    /// the kernel knows already is known here.
+    pub async fn follow(
+        interface: &Interface,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Neighbours> {
+        let (follower, state) = follow::Follower::start(interface, addresses.into_iter().collect())
+            .await
+            .with_context(|| format!("following the neighbours on {}", interface.name))?;
+        let mut task = JoinSet::new();
+        task.spawn(follower.run());
+        Ok(Neighbours {
+            state,
+            _follower: task,
+        })
+    }
+
+    /// Returns as soon as every address is resolved or known not to be, at the
+    /// latest after `deadline`. Where nobody answers this takes a little more
+    /// than a second.
+    pub async fn settle(&mut self, deadline: Duration) {
+        let settled = self
+            .state
+            .wait_for(|state| state.undecided == 0 || state.ended.is_some());
+        // Neither the deadline nor the follower's end is an error here: the state tells.
+        let _ = tokio::time::timeout(deadline, settled).await;
+    }
+
+    /// How the address is reached now; `None` if it is not followed.
+    pub fn reach(&self, address: IpAddr) -> Option<Reach> {
+        self.state.borrow().reach.get(&address).cloned()
+    }
+
+    /// How every address is reached now.
+    pub fn snapshot(&self) -> BTreeMap<IpAddr, Reach> {
+        self.state.borrow().reach.clone()
+    }
+
+    /// Waits for the next change of any reach, or of the interface: its MAC,
+    /// MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
+    /// more, because the interface was deleted or moved away; then no address is resolved.
+    pub async fn changed(&mut self) -> Result<()> {
+        let alive = self.state.changed().await;
+        if let Some(why) = &self.state.borrow().ended {
+            bail!("{why}");
+        }
+        alive.context("following the neighbours")
+    }
+
+    /// The interface as it is now.
+    pub fn interface(&self) -> Interface {
+        self.state.borrow().interface.clone()
+    }
+}
