@@ -103,6 +103,8 @@ impl Switch {
         ));
         self.0.ip(&format!("link set {port} master br0 up"));
         at(&format!("addr add {address} dev {name}"));
+        // No IPv6 address: its duplicate detection would notify in the middle of a test.
+        at(&format!("link set {name} addrgenmode none"));
         at(&format!("link set {name} up"));
     }
 

@@ -23,6 +23,7 @@ mod arp;
 mod follow;
 mod hop;
 mod netlink;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::fmt;
