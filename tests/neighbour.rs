@@ -274,6 +274,7 @@ fn backends_are_resolved_on_the_link_and_behind_a_router() {
             );
             assert_eq!(neighbours.reach(addr("10.0.0.3")), None);
             assert!(neighbours.interface().up);
+            tokio::time::sleep(Duration::from_secs(1)).await;
             let entry = kernels_entry("10.0.0.2");
             assert!(
                 entry.contains("02:00:00:00:00:02") && !entry.contains("PERMANENT"),
@@ -571,6 +572,9 @@ fn a_thousand_addresses_are_asked_without_a_burst() {
                 why(&neighbours, "10.0.3.1"),
                 "nobody answers ARP for 10.0.3.1"
             );
+            // The kernel's table, which all namespaces share, is not filled with nobody.
+            let entries = run(Command::new("ip").args(["neigh", "show"]));
+            assert!(entries.lines().count() <= 1, "{entries}");
             backend.ip("link set eth0 address 02:00:00:00:00:03");
             let expected = resolved([2, 0, 0, 0, 0, 3], "10.0.0.2");
             let took = until(&mut neighbours, |now| {
