@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use super::arp::Arp;
 use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
+use super::reach::{Path, log, reach};
 use super::{DisplayMac, Interface, Mac, Reach, State, refused};
 
 /// Questions closer together than this are sent at once.
@@ -28,12 +29,6 @@ const READ_PAUSE: Duration = Duration::from_millis(200);
 /// Everything is read again so often even if no notification came: some
 /// changes have none (ICMP redirects, sysctls).
 const READ_ANYWAY: Duration = Duration::from_secs(30);
-
-/// The way to an address, before anything is known of the next hop's MAC.
-enum Path {
-    Via { next_hop: IpAddr, source: IpAddr },
-    Blocked { why: String, source: Option<IpAddr> },
-}
 
 pub struct Follower {
     netlink: Netlink,
@@ -347,7 +342,7 @@ impl Follower {
         let state = self.state.borrow();
         for (address, path) in &self.paths {
             let old = state.reach.get(address);
-            let (new, decided) = self.reach(*address, path);
+            let (new, decided) = reach(&self.interface, &self.hops, *address, path);
             undecided += usize::from(!decided);
             // A new way is not known to be worse before it is known.
             let kept = !decided && matches!(old, Some(Reach::Resolved { .. }));
@@ -368,59 +363,6 @@ impl Follower {
                 state.interface.clone_from(&self.interface);
             });
         }
-    }
-
-    /// How an address is reached, and whether that is certain already.
-    fn reach(&self, address: IpAddr, path: &Path) -> (Reach, bool) {
-        let unresolved = |why, source| Reach::Unresolved { why, source };
-        let name = &self.interface.name;
-        let (next_hop, source) = match path {
-            Path::Blocked { why, source } => return (unresolved(why.clone(), *source), true),
-            Path::Via { next_hop, source } => (*next_hop, *source),
-        };
-        if !self.interface.up {
-            return (
-                unresolved(
-                    format!("{name}, which leads to {address}, is down"),
-                    Some(source),
-                ),
-                true,
-            );
-        }
-        let Some(hop) = self.hops.get(&next_hop) else {
-            return (
-                unresolved(format!("{address} was not looked up yet"), Some(source)),
-                false,
-            );
-        };
-        if let Some(mac) = hop.mac() {
-            return (
-                Reach::Resolved {
-                    mac,
-                    next_hop,
-                    source,
-                },
-                true,
-            );
-        }
-        let protocol = if next_hop.is_ipv4() {
-            "ARP"
-        } else {
-            "neighbour solicitation"
-        };
-        let router = if next_hop == address {
-            String::new()
-        } else {
-            format!("{next_hop}, the router to ")
-        };
-        let why = if hop.fixed() {
-            format!("the neighbour entry of {router}{address} on {name} has no Ethernet address")
-        } else if hop.silent() {
-            format!("nobody answers {protocol} for {router}{address}")
-        } else {
-            format!("nobody has answered {protocol} for {router}{address} yet")
-        };
-        (unresolved(why, Some(source)), !hop.undecided())
     }
 
     fn end(self, why: String) {
@@ -458,50 +400,4 @@ fn spread(count: usize) -> impl Iterator<Item = Instant> {
     let now = Instant::now();
     let step = INTERVAL / u32::try_from(count).unwrap_or(u32::MAX).max(SPREAD_MIN);
     (0..).map(move |i| now + step * i)
-}
-
-fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
-    let via = |next_hop: &IpAddr| {
-        if *next_hop == address {
-            String::new()
-        } else {
-            format!("by {next_hop} ")
-        }
-    };
-    match (old, new) {
-        (
-            Some(Reach::Resolved { mac: old, .. }),
-            Reach::Resolved {
-                mac,
-                next_hop,
-                source,
-            },
-        ) => info!(
-            "{address} is reached {}at {} (before: {}) from {source}",
-            via(next_hop),
-            DisplayMac(*mac),
-            DisplayMac(*old)
-        ),
-        (
-            _,
-            Reach::Resolved {
-                mac,
-                next_hop,
-                source,
-            },
-        ) => {
-            info!(
-                "{address} is reached {}at {} from {source}",
-                via(next_hop),
-                DisplayMac(*mac)
-            );
-        }
-        (Some(Reach::Resolved { mac, .. }), Reach::Unresolved { why, .. }) => {
-            warn!(
-                "{address} is not reached at {} any more: {why}",
-                DisplayMac(*mac)
-            );
-        }
-        (_, Reach::Unresolved { why, .. }) => warn!("{address} is not reached: {why}"),
-    }
 }

@@ -172,8 +172,10 @@ impl Hop {
 
     /// What to send at `now`, when [`Hop::due`] has come; sets the next time.
     /// The MAC that is known is asked first, which troubles nobody else, and
-    /// everyone when it did not answer. Where the kernel has no entry, its own
-    /// question is the first; its answer reaches us too.
+    /// everyone when it did not answer. An entry in the kernel's table is made
+    /// only for who has answered: the table is small (`gc_thresh`), one for all
+    /// network namespaces of the host, and entries for nobody would push out
+    /// those of others, even `noarp` ones that a user set.
     pub fn ask(&mut self, now: Instant) -> Ask {
         if self.fixed() {
             self.due = now + SLOW;
@@ -187,7 +189,9 @@ impl Hop {
                 0..HURRIED => WAIT,
                 _ => INTERVAL,
             };
-        let create = self.kernel.is_none() && self.created.is_none_or(|at| now - at >= CREATE);
+        let create = self.kernel.is_none()
+            && (self.mac.is_some() || self.asker.is_none())
+            && self.created.is_none_or(|at| now - at >= CREATE);
         match self.asker {
             _ if create => {
                 self.created = Some(now);
@@ -253,15 +257,16 @@ mod tests {
     fn a_silent_hop_is_given_up_and_comes_back() {
         let start = Instant::now();
         let mut hop = Hop::new(Some(ME), start);
-        assert_eq!(hop.ask(start), Ask::Create);
-        hop.learn(Some(Entry::default()), start);
-        asked(&mut hop, start, Duration::from_millis(900));
+        let silence = asked(&mut hop, start, Duration::from_millis(900));
+        assert!(silence.iter().all(|(_, ask)| *ask == Ask::Arp(ME, None)));
         assert!(hop.undecided());
         asked(&mut hop, start, Duration::from_millis(1200));
         assert!(hop.silent() && !hop.undecided());
 
         let back = start + Duration::from_secs(60);
         assert!(hop.answered(OLD, back));
+        assert_eq!(hop.ask(back), Ask::Create);
+        hop.answered(OLD, back);
         asked(&mut hop, back, Duration::from_millis(2900));
         assert_eq!(hop.mac(), Some(OLD));
         asked(&mut hop, back, Duration::from_millis(3200));

@@ -14,7 +14,9 @@
 //! entry last changed (`locktime`); so the answers are read here as well, and
 //! the fresher word counts. Entries that the user made (permanent, noarp) or a
 //! routing daemon learned are taken as they are, and never asked about.
-//! Nothing is left behind but ordinary dynamic entries.
+//! Nothing is left behind but ordinary dynamic entries, and these only for
+//! next hops that answered: the kernel's table is small and shared by all
+//! network namespaces of the host.
 //!
 //! Without CAP_NET_RAW, and for IPv6 next hops, it is the kernel that is told
 //! to ask, once a second; it takes up to a minute to notice a changed MAC.
@@ -23,6 +25,7 @@ mod arp;
 mod follow;
 mod hop;
 mod netlink;
+mod reach;
 
 use std::collections::BTreeMap;
 use std::fmt;
