@@ -11,15 +11,10 @@ MAX_BYTES := 10000000
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# A static link wants the folder of libelf.a and, where libelf was built with it,
-# zstd. cargo adds these flags to those in .cargo/config.toml, whereas RUSTFLAGS
-# would take their place.
-UPPER_TARGET := $(shell echo $(TARGET) | tr a-z- A-Z_)
-CARGO = LIBBPF_SYS_LIBRARY_PATH="$$(pkg-config --variable=libdir libelf)" \
-	CARGO_TARGET_$(UPPER_TARGET)_RUSTFLAGS="$$(pkg-config --static --libs libelf | \
-	grep -q -e -lzstd && echo '-C link-arg=-lzstd')" cargo
+# libbpf-sys looks for libelf.a and libz.a in this folder.
+CARGO = LIBBPF_SYS_LIBRARY_PATH="$$(pkg-config --variable=libdir libelf)" cargo
 
-C_FILES = $(wildcard src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
+C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
 .PHONY: help deps build run curl bench down test lint clean
@@ -34,7 +29,7 @@ build: ## build/xdp-proxy, one static file
 	@lab/deps.sh build
 	@$(CARGO) build --release --target $(TARGET)
 	@install -D $(RELEASE) build/xdp-proxy
-	@if readelf -lW build/xdp-proxy | grep -q INTERP; then \
+	@if readelf -ldW build/xdp-proxy | grep -qE 'INTERP|NEEDED'; then \
 		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
 	@size=$$(stat -c %s build/xdp-proxy); if [ $$size -gt $(MAX_BYTES) ]; then \
 		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
