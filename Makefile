@@ -58,7 +58,7 @@ down: ## remove every trace of the lab
 
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
-	@$(CARGO) test --release --target $(TARGET)
+	@$(CARGO) test --no-fail-fast --release --target $(TARGET)
 
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint
