@@ -11,9 +11,6 @@ MAX_BYTES := 10000000
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# libbpf-sys looks for libelf.a and libz.a in this folder.
-CARGO = LIBBPF_SYS_LIBRARY_PATH="$$(pkg-config --variable=libdir libelf)" cargo
-
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
@@ -27,7 +24,7 @@ deps: ## install what is missing to build, run and test
 
 build: ## build/xdp-proxy, one static file
 	@lab/deps.sh build
-	@$(CARGO) build --release --target $(TARGET)
+	@cargo build --release --target $(TARGET)
 	@install -D $(RELEASE) build/xdp-proxy
 	@if readelf -ldW build/xdp-proxy | grep -qE 'INTERP|NEEDED'; then \
 		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
@@ -58,12 +55,12 @@ down: ## remove every trace of the lab
 
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
-	@$(CARGO) test --no-fail-fast --release --target $(TARGET)
+	@cargo test --no-fail-fast --release --target $(TARGET)
 
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint
 	cargo fmt --check
-	@$(CARGO) clippy --release --all-targets --target $(TARGET) -- -D warnings
+	@cargo clippy --release --all-targets --target $(TARGET) -- -D warnings
 	clang-format --dry-run -Werror $(C_FILES)
 	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
 		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \

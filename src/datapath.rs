@@ -106,7 +106,7 @@ impl Datapath {
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
 
-        let sources = tables.sources.len().max(1);
+        let sources = tables.source_ports.len();
         let backends = tables.backends.len() as u32 + 1;
         let maps = &mut open.maps;
         for (map, entries) in [
@@ -141,13 +141,13 @@ impl Datapath {
     }
 
     fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
-        for (index, port_queue) in (0..self.sources as u32).map(|index| {
-            (
-                index,
-                port_queue(&tables.shuffled_ports(seed.wrapping_add(index.into()))),
-            )
-        }) {
-            put(&self.skeleton.maps.ports, index, &*port_queue)?;
+        for source in 0..self.sources {
+            let ports = tables.shuffled_ports(source, seed.wrapping_add(source as u64));
+            put(
+                &self.skeleton.maps.ports,
+                source as u32,
+                &*port_queue(&ports),
+            )?;
         }
         for (vip, index) in tables.vips.iter().zip(0..) {
             let entry = types::ip_address {

@@ -203,8 +203,10 @@ impl Claimed {
     fn claim(&mut self, position: usize) -> bool {
         let word = &mut self.0[position / 64];
         let bit = 1 << (position % 64);
-        let free = *word & bit == 0;
+        if *word & bit != 0 {
+            return false;
+        }
         *word |= bit;
-        free
+        true
     }
 }

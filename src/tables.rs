@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 
 use crate::abi;
 use crate::maglev::{self, Member};
-use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX};
+use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service};
 
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
@@ -52,7 +52,9 @@ pub struct Tables {
     pub addresses: Vec<abi::address>,
     pub services: Vec<abi::service>,
     pub backends: Vec<BackendTable>,
-    pub source_ports: PortRanges,
+    /// The source ports of each of `sources`; the first entry is there even
+    /// where no source is known yet.
+    pub source_ports: Vec<PortRanges>,
 }
 
 impl Tables {
@@ -60,32 +62,43 @@ impl Tables {
     /// a jiffy.
     ///
     /// # Errors
-    /// More than [`SOURCES_MAX`] source addresses.
+    /// More than [`SOURCES_MAX`] source addresses, or two services that send
+    /// from one address with different ports.
     pub fn new(
         config: &Config,
         tick: Duration,
         path_of: impl Fn(IpAddr) -> Path,
     ) -> Result<Tables> {
         let mut vips = Vec::new();
-        let mut sources = Vec::new();
         let mut backends = Vec::new();
+        // Each source address, with the service that fixed its ports.
+        let mut sources: Vec<(IpAddr, &Service)> = Vec::new();
         for (index, service) in config.services.iter().enumerate() {
-            insert(&mut vips, service.listen.vip);
-            service
-                .source
-                .iter()
-                .for_each(|source| insert(&mut sources, *source));
+            if !vips.contains(&service.listen.vip) {
+                vips.push(service.listen.vip);
+            }
+            let first = backends.len();
             for backend in &service.backends {
                 let mut path = path_of(backend.address.ip());
                 path.source = service.source.first().copied().or(path.source);
-                path.source
-                    .iter()
-                    .for_each(|source| insert(&mut sources, *source));
                 backends.push(BackendTable {
                     service: index,
                     backend: *backend,
                     path,
                 });
+            }
+            let reached_from = backends[first..].iter().filter_map(|b| b.path.source);
+            for address in service.source.iter().copied().chain(reached_from) {
+                match sources.iter().find(|(known, _)| *known == address) {
+                    None => sources.push((address, service)),
+                    Some((_, other)) => ensure!(
+                        other.source_ports == service.source_ports,
+                        "the services {:?} and {:?} both send from {address}: give them the same \
+                         `source_ports`",
+                        other.name,
+                        service.name
+                    ),
+                }
             }
         }
         ensure!(
@@ -93,13 +106,21 @@ impl Tables {
             "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
             sources.len()
         );
+        let first_ports = &config.services[0].source_ports;
+        let mut source_ports: Vec<_> = sources
+            .iter()
+            .map(|(_, service)| service.source_ports.clone())
+            .collect();
+        if source_ports.is_empty() {
+            source_ports.push(first_ports.clone());
+        }
         let mut tables = Tables {
             addresses: Vec::new(),
             services: place_services(config, tick, &vips),
             vips,
-            sources,
+            sources: sources.into_iter().map(|(address, _)| address).collect(),
             backends,
-            source_ports: config.services[0].source_ports.clone(),
+            source_ports,
         };
         tables.addresses = tables.place_addresses();
         Ok(tables)
@@ -154,10 +175,10 @@ impl Tables {
         maglev::table(&alive)
     }
 
-    /// The source ports of one source address in the order in which they are
-    /// first taken: shuffled by the seed (RFC 6056, section 3.3.1).
-    pub fn shuffled_ports(&self, mut seed: u64) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.source_ports.iter().collect();
+    /// The ports of one source address in the order in which they are first
+    /// taken: shuffled by the seed (RFC 6056, section 3.3.1).
+    pub fn shuffled_ports(&self, source: usize, mut seed: u64) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.source_ports[source].iter().collect();
         for i in (1..ports.len()).rev() {
             seed = splitmix64(seed);
             ports.swap(i, (seed % (i as u64 + 1)) as usize);
@@ -167,7 +188,7 @@ impl Tables {
 
     /// How many flows there can be at a time.
     pub fn capacity(&self) -> usize {
-        self.sources.len().max(1) * self.source_ports.count()
+        self.source_ports.iter().map(PortRanges::count).sum()
     }
 
     /// Buckets over clients' tuples: a power of two with about three flows each
@@ -178,7 +199,7 @@ impl Tables {
 
     /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
     pub fn memory_bytes(&self, cpus: usize) -> usize {
-        let sources = self.sources.len().max(1);
+        let sources = self.source_ports.len();
         let backends = self.backends.len() + 1;
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
@@ -194,12 +215,6 @@ impl Tables {
             .iter()
             .filter(|service| service.vip != 0)
             .count()
-    }
-}
-
-fn insert(addresses: &mut Vec<IpAddr>, address: IpAddr) {
-    if !addresses.contains(&address) {
-        addresses.push(address);
     }
 }
 

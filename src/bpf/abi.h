@@ -31,44 +31,44 @@
 #define IP_OFFSET 0x1fff
 
 /* Counts that bound loops and sizes. */
-#define SOURCES 16		/* source addresses, at most */
-#define PORTS 65536		/* slots of one source address */
+#define SOURCES 16  /* source addresses, at most */
+#define PORTS 65536 /* slots of one source address */
 #define PORT_BITS 16
 #define SLOT_MASK 0x000fffff
-#define BUCKET_ENTRIES 14	/* with lock and version, one cache line */
-#define PROBES 4		/* places where an address or a service may be */
+#define BUCKET_ENTRIES 14 /* with lock and version, one cache line */
+#define PROBES 4	  /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
-#define SWEEP_STEP 2		/* slots that each new flow looks at for expired flows */
-#define SWEEP_SHORT 64		/* the same when no port is free */
-#define SWEEP_ROUND 64		/* the same in one run of the sweep program */
+#define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
+#define SWEEP_SHORT 64 /* the same when no port is free */
+#define SWEEP_ROUND 64 /* the same in one run of the sweep program */
 
 /*
  * What became of a packet. The order matters: up to OUTCOME_PASSED it goes to
  * the host, up to OUTCOME_SENT_LAST it was sent, all others are drops.
  */
 enum outcome {
-	OUTCOME_NEXT,			/* not decided yet: the next stage is asked */
-	OUTCOME_PASSED,			/* not ours: to the host, untouched */
-	OUTCOME_FORWARDED,		/* to a backend */
-	OUTCOME_RETURNED,		/* to a client */
-	OUTCOME_RESET_NO_FLOW,		/* RST: mid-stream, of no flow that we know */
-	OUTCOME_RESET_NO_BACKEND,	/* RST: no backend can take a new flow */
-	OUTCOME_RESET_SNAT_EXHAUSTED,	/* RST: no source port is left */
+	OUTCOME_NEXT,		  /* not decided yet: the next stage is asked */
+	OUTCOME_PASSED,		  /* not ours: to the host, untouched */
+	OUTCOME_FORWARDED,	  /* to a backend */
+	OUTCOME_RETURNED,	  /* to a client */
+	OUTCOME_RESET_NO_FLOW,	  /* RST: mid-stream, of no flow that we know */
+	OUTCOME_RESET_NO_BACKEND, /* RST: no backend can take a new flow */
+	OUTCOME_RESET_SNAT_EXHAUSTED, /* RST: no source port is left */
 	OUTCOME_SENT_LAST = OUTCOME_RESET_SNAT_EXHAUSTED,
-	OUTCOME_DROPPED_MALFORMED,	/* headers or lengths that contradict the frame */
-	OUTCOME_DROPPED_FRAGMENT,	/* a first fragment */
-	OUTCOME_DROPPED_TTL,		/* its time to live has run out */
-	OUTCOME_DROPPED_NO_FLOW,	/* a RST of no flow: never answered */
-	OUTCOME_DROPPED_NO_NEIGHBOUR,	/* the flow's backend has no MAC */
-	OUTCOME_DROPPED_RACE,		/* another CPU began the same flow just now */
-	OUTCOME_DROPPED_NO_ROOM,	/* the frame could not be made into a RST */
+	OUTCOME_DROPPED_MALFORMED, /* headers or lengths that contradict the frame */
+	OUTCOME_DROPPED_FRAGMENT,     /* a first fragment */
+	OUTCOME_DROPPED_TTL,	      /* its time to live has run out */
+	OUTCOME_DROPPED_NO_FLOW,      /* a RST of no flow: never answered */
+	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
+	OUTCOME_DROPPED_RACE,	 /* another CPU began the same flow just now */
+	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into a RST */
 	OUTCOMES,
 };
 
 enum flow_state {
-	FLOW_NONE,		/* the port was never used */
-	FLOW_UNANSWERED,	/* the client's SYN went to the backend */
-	FLOW_ANSWERED,		/* the backend replied; the client is yet to acknowledge */
+	FLOW_NONE,	 /* the port was never used */
+	FLOW_UNANSWERED, /* the client's SYN went to the backend */
+	FLOW_ANSWERED, /* the backend replied; the client is yet to acknowledge */
 	FLOW_ESTABLISHED,
 };
 
@@ -83,19 +83,19 @@ enum direction {
  * place (family 0) ends the search.
  */
 struct address {
-	__be32 address[4];	/* IPv4: the first alone */
-	__u16 vip;		/* index into vips + 1; 0: not a VIP */
-	__u16 source;		/* index into sources + 1; 0: not a source address */
-	__u16 family;		/* AF_INET; 0: unused */
+	__be32 address[4]; /* IPv4: the first alone */
+	__u16 vip;	   /* index into vips + 1; 0: not a VIP */
+	__u16 source;	   /* index into sources + 1; 0: not a source address */
+	__u16 family;	   /* AF_INET; 0: unused */
 	__u16 pad;
 };
 
 /* A service, placed like an address. Times are in jiffies. */
 struct service {
-	__u16 vip;		/* 0: unused */
+	__u16 vip; /* 0: unused */
 	__be16 port;
 	__u16 protocol;
-	__u16 maglev;		/* index of its look-up table */
+	__u16 maglev; /* index of its look-up table */
 	__u32 unanswered;
 	__u32 established;
 	__u32 closing;
@@ -106,16 +106,16 @@ struct service {
 struct backend {
 	__be32 address[4];
 	__be16 port;
-	__u16 source;		/* index into sources: the address it is reached from */
-	__u8 mac[ETH_ALEN];	/* of the next hop towards it */
-	__u8 reachable;		/* the MAC is known */
+	__u16 source; /* index into sources: the address it is reached from */
+	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
+	__u8 reachable;	    /* the MAC is known */
 	__u8 family;
 	__u32 pad;
 };
 
 /* A VIP, or an address that flows to backends come from. */
 struct ip_address {
-	__be32 address[4];	/* IPv4: the first alone */
+	__be32 address[4]; /* IPv4: the first alone */
 };
 
 /* Consistent hashing: a backend's index in each place. */
@@ -135,10 +135,10 @@ struct flow {
 	__be16 service_port;
 	__u16 vip;
 	__u16 backend;
-	__u16 service;		/* its place in services */
-	__u8 family;		/* 0: no flow was ever here */
+	__u16 service; /* its place in services */
+	__u8 family;   /* 0: no flow was ever here */
 	__u8 protocol;
-	__u32 hash;		/* of the client's tuple: bucket and tag */
+	__u32 hash; /* of the client's tuple: bucket and tag */
 	/*
 	 * What the rewrite towards the backend adds to the packet's
 	 * one's-complement sum; the way back takes the same away.
@@ -147,11 +147,11 @@ struct flow {
 	__u16 port_delta;
 
 	/* Written as packets pass. */
-	__u32 seen;		/* jiffies of the last packet that keeps it alive */
-	__u8 state;		/* enum flow_state */
-	__u8 finished;		/* enum direction: who has sent FIN */
-	__u8 partial;		/* enum direction: whose checksums are partial */
-	__u8 retired;		/* its port waits for reuse; the flow is closing */
+	__u32 seen;    /* jiffies of the last packet that keeps it alive */
+	__u8 state;    /* enum flow_state */
+	__u8 finished; /* enum direction: who has sent FIN */
+	__u8 partial;  /* enum direction: whose checksums are partial */
+	__u8 retired;  /* its port waits for reuse; the flow is closing */
 	__u8 client_mac[ETH_ALEN];
 	__u8 pad[14];
 };
@@ -164,7 +164,7 @@ _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 struct bucket {
 	struct bpf_spin_lock lock;
 	__u32 insertions;
-	__u32 entry[BUCKET_ENTRIES];	/* tag and slot; 0: free */
+	__u32 entry[BUCKET_ENTRIES]; /* tag and slot; 0: free */
 };
 _Static_assert(sizeof(struct bucket) == 64, "a bucket is one cache line");
 
@@ -175,10 +175,10 @@ _Static_assert(sizeof(struct bucket) == 64, "a bucket is one cache line");
  */
 struct ports {
 	struct bpf_spin_lock lock;
-	__u32 head;		/* takes are counted here */
-	__u32 tail;		/* returns are counted here */
-	__u32 hand;		/* the next slot to be looked at for expiry */
-	__u16 port[PORTS];	/* host order */
+	__u32 head;	   /* takes are counted here */
+	__u32 tail;	   /* returns are counted here */
+	__u32 hand;	   /* the next slot to be looked at for expiry */
+	__u16 port[PORTS]; /* host order */
 };
 
 /* Per CPU, of one backend. */

@@ -132,10 +132,10 @@ checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u8 *partial,
 	} else if (total_bytes > interface_mtu_bytes && !complete_checksums) {
 		is_partial = true;
 	} else {
-		*segment_sum = sum_segment(ctx, packet->l4 - (void *)packet->eth,
-					   l4_bytes);
-		is_partial = fold((__u32)*segment_sum + pseudo) != 0xffff ||
-			     known;
+		*segment_sum = sum_segment(
+			ctx, packet->l4 - (void *)packet->eth, l4_bytes);
+		is_partial =
+			fold((__u32)*segment_sum + pseudo) != 0xffff || known;
 	}
 	/* Written on a change alone: the line is shared by two CPUs. */
 	if (partial && is_partial != !!known)

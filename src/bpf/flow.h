@@ -24,12 +24,12 @@ static __always_inline void set_deltas(struct flow *flow,
 {
 	const struct backend *backend = packet->backend;
 
-	flow->address_delta = fold((__u64)(__u32)~packet->ip->saddr +
-				   (__u32)~packet->ip->daddr + source +
-				   backend->address[0]);
-	flow->port_delta = fold((__u32)(__u16)~packet->source_port +
-				(__u16)~packet->dest_port + source_port +
-				backend->port);
+	flow->address_delta =
+		fold((__u64)(__u32)~packet->ip->saddr +
+		     (__u32)~packet->ip->daddr + source + backend->address[0]);
+	flow->port_delta =
+		fold((__u32)(__u16)~packet->source_port +
+		     (__u16)~packet->dest_port + source_port + backend->port);
 }
 
 /* A client's SYN that no flow was found for: picks a backend and a port. */
@@ -80,7 +80,7 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 		flow->family = 0;
 		retire_flow(flow, packet->slot);
 		return OUTCOME_DROPPED_RACE;
-	default:	/* never met below 16 times the bucket's mean load */
+	default: /* never met below 16 times the bucket's mean load */
 		flow->family = 0;
 		retire_flow(flow, packet->slot);
 		return OUTCOME_RESET_SNAT_EXHAUSTED;
@@ -91,7 +91,8 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 static __always_inline enum outcome flow_of_client(struct packet *packet)
 {
 	__u8 flags = tcp_flags(packet->l4);
-	bool opens = (flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	bool opens =
+		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 	__u32 index;
 
 	if (packet->flow && packet->flow->retired && opens) {
@@ -108,7 +109,8 @@ static __always_inline enum outcome flow_of_client(struct packet *packet)
 	}
 	if (opens)
 		return begin_flow(packet);
-	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW : OUTCOME_RESET_NO_FLOW;
+	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
+				 OUTCOME_RESET_NO_FLOW;
 }
 
 /* What the packet tells of the flow's state. */
@@ -117,8 +119,13 @@ static __always_inline void track_flow(const struct packet *packet)
 	struct flow *flow = packet->flow;
 	__u8 flags = tcp_flags(packet->l4);
 
-	if (flow->retired)
+	if (flow->retired) {
+		/* A backend that goes on did not believe the RST (RFC 5961). */
+		if (packet->direction == FROM_BACKEND &&
+		    !(flags & (TCP_RST | TCP_FIN)))
+			flow->seen = now();
 		return;
+	}
 	if (packet->direction == FROM_BACKEND) {
 		if (flow->state == FLOW_UNANSWERED)
 			flow->state = FLOW_ANSWERED;

@@ -31,8 +31,8 @@ static __always_inline void readdress(struct packet *packet, const __u8 *mac,
 	copy_mac(packet->eth->h_source, packet->eth->h_dest);
 	copy_mac(packet->eth->h_dest, mac);
 	ip->ttl--;
-	ip->check = update_checksum(ip->check, (__u32)address_delta +
-						       bpf_htons(0xfeff));
+	ip->check = update_checksum(ip->check,
+				    (__u32)address_delta + bpf_htons(0xfeff));
 }
 
 static __always_inline void update_l4(struct xdp_md *ctx, struct packet *packet,
@@ -47,8 +47,8 @@ static __always_inline void update_l4(struct xdp_md *ctx, struct packet *packet,
 		tcp->check = update_checksum(tcp->check,
 					     (__u32)address_delta + port_delta);
 	else if (complete_checksums)
-		tcp->check = ~fold((__u32)segment_sum + address_delta +
-				   port_delta);
+		tcp->check =
+			~fold((__u32)segment_sum + address_delta + port_delta);
 	else
 		tcp->check = fold((__u32)tcp->check + address_delta);
 }

@@ -17,8 +17,8 @@
 #define BPF_F_MMAPABLE (1U << 10)
 
 /* Settings that never change while the program is loaded. */
-const volatile __u64 hash_seed = 0;	/* secret: nobody can aim at a bucket */
-const volatile __u32 address_mask = 0;	/* entries of addresses, less 1 */
+const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
+const volatile __u32 address_mask = 0; /* entries of addresses, less 1 */
 const volatile __u32 service_mask = 0;
 const volatile __u32 bucket_mask = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
@@ -38,28 +38,28 @@ __u32 sweep_source;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct address);
 } addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct service);
 } services SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct backend);
 } backends SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct ip_address);
 } vips SEC(".maps");
@@ -73,30 +73,31 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct maglev);
 } maglevs SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, PORTS);	/* set at load: times the source addresses */
-	__uint(map_flags, BPF_F_MMAPABLE);	/* for the page alignment too */
+	__uint(max_entries,
+	       PORTS); /* set at load: times the source addresses */
+	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment too */
 	__type(key, __u32);
 	__type(value, struct flow);
 } flows SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
-	__uint(map_flags, BPF_F_MMAPABLE);	/* for the page alignment */
+	__uint(max_entries, 1);		   /* set at load */
+	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
 	__type(value, struct bucket);
 } buckets SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);	/* set at load: the source addresses */
+	__uint(max_entries, 1); /* set at load: the source addresses */
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");
@@ -110,7 +111,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);	/* set at load */
+	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
 	__type(value, struct backend_counters);
 } backend_counters SEC(".maps");

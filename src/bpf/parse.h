@@ -18,16 +18,16 @@ struct packet {
 	__be16 dest_port;
 
 	/* What the packet turned out to belong to. */
-	__u16 vip;		/* the destination as a VIP, or 0 */
-	__u16 source;		/* the destination as a source address + 1, or 0 */
-	__u32 hash;		/* of the tuple, where it came from a client */
-	__u32 insertions;	/* into its bucket when it was searched */
-	__u32 service;		/* place of the service in services */
+	__u16 vip;	  /* the destination as a VIP, or 0 */
+	__u16 source;	  /* the destination as a source address + 1, or 0 */
+	__u32 hash;	  /* of the tuple, where it came from a client */
+	__u32 insertions; /* into its bucket when it was searched */
+	__u32 service;	  /* place of the service in services */
 	__u32 slot;
 	enum direction direction;
 	struct flow *flow;
 	struct backend *backend;
-	__u16 backend_index;	/* 0: counted for no backend */
+	__u16 backend_index; /* 0: counted for no backend */
 };
 
 #define TCP_FIN 0x01

@@ -31,6 +31,7 @@ static __always_inline enum outcome reset_client(struct xdp_md *ctx,
 	__be32 address;
 	__be16 port;
 	__u16 segment_sum;
+	__be16 total = bpf_htons(l4_offset + sizeof(*tcp));
 	__u32 reset_bytes = sizeof(*eth) + l4_offset + sizeof(*tcp);
 	__u64 sum = 0;
 
@@ -50,22 +51,19 @@ static __always_inline enum outcome reset_client(struct xdp_md *ctx,
 	copy_mac(eth->h_source, eth->h_dest);
 	copy_mac(eth->h_dest, client_mac);
 
+	/* Swapped addresses leave the sum as it is. */
 	address = ip->saddr;
 	ip->saddr = ip->daddr;
 	ip->daddr = address;
-	ip->tot_len = bpf_htons(l4_offset + sizeof(*tcp));
+	ip->check = update_checksum(
+		ip->check, (__u32)(__u16)~ip->tot_len + total + (__u16)~ip->id +
+				   (__u16)~ip->frag_off + bpf_htons(IP_DF) +
+				   (__u16)~bpf_htons(ip->ttl << 8) +
+				   bpf_htons(RESET_TTL << 8));
+	ip->tot_len = total;
 	ip->id = 0;
 	ip->frag_off = bpf_htons(IP_DF);
 	ip->ttl = RESET_TTL;
-	ip->check = 0;
-	for (__u32 i = 0; i < 60 / 2; i++) {
-		__u16 *word = (__u16 *)ip + i;
-
-		if (i * 2 >= l4_offset || (void *)(word + 1) > data_end)
-			break;
-		sum += *word;
-	}
-	ip->check = ~fold(sum);
 
 	port = tcp->source;
 	tcp->source = tcp->dest;

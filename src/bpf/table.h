@@ -142,31 +142,32 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot)
 		count_flow_ended(backend);
 }
 
-/* Retires the flow in a slot if its time is over. */
-static __always_inline void expire_flow(__u32 slot, bool pressed)
+/*
+ * Retires the flow in a slot if its time is over. Functions that are not static
+ * are walked by the verifier once for any arguments, not once for each call.
+ */
+__noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
 	__u32 place, timeout;
 
 	if (!flow || !flow->family || flow->retired)
-		return;
+		return 0;
 	place = flow->service;
 	service = bpf_map_lookup_elem(&services, &place);
 	if (!service)
-		return;
+		return 0;
 	if (flow->state == FLOW_ESTABLISHED)
 		timeout = service->established;
-	else	/* where ports are short, these go first */
+	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
 	if (now() - flow->seen > timeout)
 		retire_flow(flow, slot);
+	return 0;
 }
 
-/*
- * Looks at the next slots of a source address for flows whose time is over. A
- * function of its own, which the verifier walks once for any arguments.
- */
+/* Looks at the next slots of a source address for flows whose time is over. */
 __noinline int sweep(__u32 source, __u32 slots, bool pressed)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);

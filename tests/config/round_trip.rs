@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Any configuration survives being printed; no text panics.
+
+use std::net::Ipv4Addr;
+
+use super::*;
+use proptest::prelude::*;
+use xdp_proxy::config::describe;
+
+/// Files of one to four services on VIPs of their own.
+fn files() -> impl Strategy<Value = String> {
+    let duration = (
+        1u32..=20,
+        prop::sample::select(vec!["ms", "s", "m", "h", "d"]),
+    )
+        .prop_map(|(number, unit)| format!("\"{number}{unit}\""));
+    let backends = prop::collection::btree_map((any::<u8>(), 1u16..), 1u16..=256, 1..6);
+    let service = (
+        prop::option::of("[^\\p{Cc}]{1,20}"),
+        1u16..,
+        prop::collection::btree_set(1u8..=4, 0..3),
+        [duration.clone(), duration.clone(), duration],
+        backends,
+    );
+    let ports = prop::option::of((1u16..32768, 61000u16..));
+    let mode = prop::sample::select(vec!["auto", "generic", "native", "offload"]);
+    (mode, ports, prop::collection::vec(service, 1..4)).prop_map(|(mode, ports, services)| {
+        let mut text = format!("mode = \"{mode}\"\n");
+        for (i, (name, port, sources, [unanswered, established, closing], backends)) in
+            services.into_iter().enumerate()
+        {
+            text += &format!("[[service]]\nlisten = \"192.0.2.{}:{port}\"\n", i + 1);
+            if let Some(name) = name {
+                text += &format!("name = {}\n", toml::Value::from(format!("{i}{name}")));
+            }
+            if let Some((low, high)) = ports {
+                text += &format!("source_ports = \"{low}-32767,{high}\"\n");
+            }
+            let sources: Vec<String> = sources.iter().map(|n| format!("\"10.1.0.{n}\"")).collect();
+            text += &format!("source = [{}]\n", sources.join(","));
+            text += &format!(
+                "timeouts = {{ unanswered = {unanswered}, established = {established}, \
+                 closing = {closing} }}\n"
+            );
+            for ((host, port), weight) in backends {
+                let host = Ipv4Addr::new(10, 0, 0, host);
+                text += &format!(
+                    "[[service.backend]]\naddress = \"{host}:{port}\"\nweight = {weight}\n"
+                );
+            }
+        }
+        text
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_check_prints_is_read_as_the_same_configuration(text in files()) {
+        let config = file(&text).unwrap();
+        let printed = describe(&config, &footprint());
+        prop_assert_eq!(file(&printed).unwrap(), config, "{}", printed);
+    }
+
+    #[test]
+    fn no_text_panics_or_is_reported_in_more_than_one_line(
+        listen in ".{0,20}|[0-9.:/\\[\\]a-z]{0,24}", backend in ".{0,20}|[0-9.:,=weight]{0,24}",
+    ) {
+        if let Err(line) = flags(&[&listen], &[&backend]) {
+            prop_assert!(!line.contains(char::is_control));
+        }
+        if let Err(line) = file(&listen) {
+            prop_assert!(!line.contains(char::is_control));
+        }
+    }
+}
