@@ -11,14 +11,7 @@ MAX_BYTES := 10000000
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# Where libelf was built with zstd (Debian 13, Ubuntu 24.04), a static link wants
-# that too. cargo adds these flags to those in .cargo/config.toml, whereas
-# RUSTFLAGS would take their place.
-UPPER_TARGET := $(shell echo $(TARGET) | tr a-z- A-Z_)
-CARGO = CARGO_TARGET_$(UPPER_TARGET)_RUSTFLAGS="$$(pkg-config --static --libs libelf | \
-	grep -q -e -lzstd && echo '-C link-arg=-lzstd')" cargo
-
-C_FILES = $(wildcard src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
+C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
 .PHONY: help deps build run curl bench down test lint clean
@@ -31,9 +24,9 @@ deps: ## install what is missing to build, run and test
 
 build: ## build/xdp-proxy, one static file
 	@lab/deps.sh build
-	@$(CARGO) build --release --target $(TARGET)
+	@cargo build --release --target $(TARGET)
 	@install -D $(RELEASE) build/xdp-proxy
-	@if readelf -lW build/xdp-proxy | grep -q INTERP; then \
+	@if readelf -ldW build/xdp-proxy | grep -qE 'INTERP|NEEDED'; then \
 		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
 	@size=$$(stat -c %s build/xdp-proxy); if [ $$size -gt $(MAX_BYTES) ]; then \
 		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
@@ -62,12 +55,12 @@ down: ## remove every trace of the lab
 
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
-	@$(CARGO) test --release --target $(TARGET)
+	@cargo test --no-fail-fast --release --target $(TARGET)
 
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint
 	cargo fmt --check
-	@$(CARGO) clippy --release --all-targets --target $(TARGET) -- -D warnings
+	@cargo clippy --release --all-targets --target $(TARGET) -- -D warnings
 	clang-format --dry-run -Werror $(C_FILES)
 	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
 		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \

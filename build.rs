@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Compiles the datapath with clang and generates its Rust skeleton.
+//! Compiles the datapath with clang and generates its Rust skeleton; adds to a
+//! static link what the distribution's libelf.a leaves out.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use libbpf_cargo::SkeletonBuilder;
 
 const SOURCE: &str = "src/bpf/xdp-proxy.bpf.c";
+const LIBELF: &str = "src/libelf.c";
 
 fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=src/bpf");
@@ -28,5 +31,35 @@ fn main() -> Result<()> {
             "-Wno-sign-compare".into(),
         ])
         .build_and_generate(out.join("xdp_proxy.skel.rs"))
-        .with_context(|| format!("compiling {SOURCE} (is clang installed?)"))
+        .with_context(|| format!("compiling {SOURCE} (is clang installed?)"))?;
+    if env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|list| list.contains("crt-static")) {
+        complete_libelf(&root, &out)?;
+    }
+    Ok(())
+}
+
+/// zstd where libelf.a was built with it (Debian 13, Ubuntu 24.04), and the two
+/// functions that elfutils 0.192 leaves out.
+fn complete_libelf(root: &Path, out: &Path) -> Result<()> {
+    println!("cargo:rerun-if-changed={LIBELF}");
+    let object = out.join("libelf.o");
+    let status = Command::new("clang")
+        .arg(format!("--target={}", env::var("TARGET")?))
+        .args(["-O2", "-fPIC", "-c", "-o"])
+        .args([&object, &root.join(LIBELF)])
+        .status()
+        .context("starting clang (is it installed?)")?;
+    ensure!(status.success(), "compiling {LIBELF}: clang: {status}");
+    println!("cargo:rustc-link-arg={}", object.display());
+
+    let pkg_config = Command::new("pkg-config")
+        .args(["--static", "--libs", "libelf"])
+        .output()
+        .context("starting pkg-config (is it installed?)")?;
+    if String::from_utf8_lossy(&pkg_config.stdout).contains("-lzstd") {
+        // By its file's name: lld would take libzstd.so for -lzstd, even in a
+        // static link, and the program would crash at its start.
+        println!("cargo:rustc-link-arg=-l:libzstd.a");
+    }
+    Ok(())
 }
