@@ -24,8 +24,15 @@
 
 #define ETH_ALEN 6
 #define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
 #define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_HOPOPTS 0
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_DSTOPTS 60
 #define IP_MF 0x2000
 #define IP_DF 0x4000
 #define IP_OFFSET 0x1fff
@@ -38,6 +45,8 @@
 #define BUCKET_ENTRIES 14 /* with lock and version, one cache line */
 #define PROBES 4	  /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
+#define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */
+#define L4_OFFSET_MAX 511   /* bytes from the frame's beginning */
 #define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
 #define SWEEP_SHORT 64 /* the same when no port is free */
 #define SWEEP_ROUND 64 /* the same in one run of the sweep program */
@@ -83,10 +92,10 @@ enum direction {
  * place (family 0) ends the search.
  */
 struct address {
-	__be32 address[4]; /* IPv4: the first alone */
+	__be32 address[4]; /* IPv4: the first, the others 0 */
 	__u16 vip;	   /* index into vips + 1; 0: not a VIP */
 	__u16 source;	   /* index into sources + 1; 0: not a source address */
-	__u16 family;	   /* AF_INET; 0: unused */
+	__u16 family;	   /* AF_INET, AF_INET6; 0: unused */
 	__u16 pad;
 };
 
@@ -109,7 +118,7 @@ struct backend {
 	__u16 source; /* index into sources: the address it is reached from */
 	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
 	__u8 reachable;	    /* the MAC is known */
-	__u8 family;
+	__u8 alive;	    /* takes new flows */
 	__u32 pad;
 };
 

@@ -27,7 +27,7 @@
 #define SUM_BYTES_MAX 9216
 #define SUM_BLOCK_BYTES 64
 #define BLOCKS_MASK (0x3fff & ~(SUM_BLOCK_BYTES - 1))
-#define OFFSET_MASK 0x7f
+#define OFFSET_MASK 0x1ff
 
 static __always_inline __u16 fold(__u64 sum)
 {
@@ -44,20 +44,26 @@ static __always_inline __u16 update_checksum(__u16 checksum, __u32 delta)
 	return ~fold((__u16)~checksum + (__u64)delta);
 }
 
-static __always_inline __u16 pseudo_header_sum(const struct iphdr *ip,
-					       __u32 l4_bytes)
+static __always_inline __u64 address_sum(const __be32 *address)
 {
-	return fold((__u64)ip->saddr + ip->daddr + bpf_htons(ip->protocol) +
-		    bpf_htons(l4_bytes));
+	return (__u64)address[0] + address[1] + address[2] + address[3];
+}
+
+/* The same whichever of the two addresses comes first. */
+static __always_inline __u16 pseudo_header_sum(const struct packet *packet,
+					       __u32 bytes)
+{
+	return fold(address_sum(packet->from) + address_sum(packet->to) +
+		    bpf_htons(packet->protocol) + bpf_htons(bytes));
 }
 
 /*
- * Adds up l4_bytes from offset on. A function of its own, which the verifier
+ * Adds up so many bytes from offset on. A function of its own, which the verifier
  * walks once for any arguments. First the odd end, then blocks of 64 bytes, so
  * that no state of the loop is carried into the end. 0 where the frame is too
  * short or the segment too long.
  */
-__noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 l4_bytes)
+__noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 bytes)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
@@ -65,32 +71,32 @@ __noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 l4_bytes)
 	__u8 *cursor;
 	__u64 sum = 0;
 
-	if (offset > OFFSET_MASK || l4_bytes > SUM_BYTES_MAX)
+	if (offset > OFFSET_MASK || bytes > SUM_BYTES_MAX)
 		return 0;
 	/*
 	 * clang 14 compares copies of the two, so that the verifier (6.18) does
 	 * not see that they are bounded: "offset is outside of the packet".
 	 */
 	barrier_var(offset);
-	barrier_var(l4_bytes);
+	barrier_var(bytes);
 	offset &= OFFSET_MASK;
-	blocks_bytes = l4_bytes & BLOCKS_MASK;
+	blocks_bytes = bytes & BLOCKS_MASK;
 	cursor = data + offset + blocks_bytes;
 	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++) {
-		if ((l4_bytes & (SUM_BLOCK_BYTES - 1)) < (i + 1) * 4)
+		if ((bytes & (SUM_BLOCK_BYTES - 1)) < (i + 1) * 4)
 			break;
 		if ((void *)(cursor + 4) > data_end)
 			return 0;
 		sum += *(__u32 *)cursor;
 		cursor += 4;
 	}
-	if (l4_bytes & 2) {
+	if (bytes & 2) {
 		if ((void *)(cursor + 2) > data_end)
 			return 0;
 		sum += *(__u16 *)cursor;
 		cursor += 2;
 	}
-	if (l4_bytes & 1) {
+	if (bytes & 1) {
 		if ((void *)(cursor + 1) > data_end)
 			return 0;
 		sum += bpf_htons(*cursor << 8);
@@ -119,23 +125,20 @@ static __always_inline enum checksum_kind
 checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u8 *partial,
 	      __u16 *segment_sum)
 {
-	const struct iphdr *ip = packet->ip;
-	const struct tcphdr *tcp = packet->l4;
-	__u32 total_bytes = bpf_ntohs(ip->tot_len);
-	__u32 l4_bytes = total_bytes - ip->ihl * 4;
-	__u16 pseudo = pseudo_header_sum(ip, l4_bytes);
+	__u32 bytes = l4_bytes(packet);
+	__u16 pseudo = pseudo_header_sum(packet, bytes);
 	__u8 known = partial ? *partial & packet->direction : 0;
 	bool is_partial;
 
-	if (tcp->check != pseudo) {
+	if (*l4_checksum(packet) != pseudo) {
 		is_partial = false;
-	} else if (total_bytes > interface_mtu_bytes && !complete_checksums) {
+	} else if (packet->ip_bytes > interface_mtu_bytes &&
+		   !complete_checksums) {
 		is_partial = true;
 	} else {
-		*segment_sum = sum_segment(
-			ctx, packet->l4 - (void *)packet->eth, l4_bytes);
-		is_partial =
-			fold((__u32)*segment_sum + pseudo) != 0xffff || known;
+		*segment_sum = sum_segment(ctx, packet->l4_offset, bytes);
+		is_partial = fold((__u32)*segment_sum + pseudo) != 0xffff ||
+			     known;
 	}
 	/* Written on a change alone: the line is shared by two CPUs. */
 	if (partial && is_partial != !!known)

@@ -22,35 +22,55 @@ static __always_inline bool same_mac(const __u8 *one, const __u8 *other)
 	       ((const __u16 *)one)[2] == ((const __u16 *)other)[2];
 }
 
-/* One hop further, to a next hop, from the address that the frame came to. */
+/* One hop further, from the address that the frame came to. */
 static __always_inline void readdress(struct packet *packet, const __u8 *mac,
+				      const __be32 *from, const __be32 *to,
 				      __u16 address_delta)
 {
+	struct ipv6hdr *ipv6 = packet->ipv6;
 	struct iphdr *ip = packet->ip;
 
 	copy_mac(packet->eth->h_source, packet->eth->h_dest);
 	copy_mac(packet->eth->h_dest, mac);
-	ip->ttl--;
-	ip->check = update_checksum(ip->check,
-				    (__u32)address_delta + bpf_htons(0xfeff));
+	if (packet->family == AF_INET) {
+		ip->ttl--;
+		ip->check = update_checksum(
+			ip->check,
+			(__u32)address_delta + bpf_htons(0xfeff));
+		ip->saddr = from[0];
+		ip->daddr = to[0];
+	} else {
+		ipv6->hop_limit--;
+		copy_address(ipv6->saddr.in6_u.u6_addr32, from);
+		copy_address(ipv6->daddr.in6_u.u6_addr32, to);
+	}
+}
+
+/* RFC 768: a sum of 0 means that there is none. */
+static __always_inline __u16 for_protocol(const struct packet *packet,
+					  __u16 checksum)
+{
+	return packet->protocol == IPPROTO_UDP && !checksum ? 0xffff : checksum;
 }
 
 static __always_inline void update_l4(struct xdp_md *ctx, struct packet *packet,
 				      __u16 address_delta, __u16 port_delta)
 {
-	struct tcphdr *tcp = packet->l4;
+	__u16 *checksum = l4_checksum(packet);
+	__u32 delta = (__u32)address_delta + port_delta;
 	__u16 segment_sum = 0;
 
+	if (packet->protocol == IPPROTO_UDP && !*checksum)
+		return;
 	if (!partial_checksums ||
 	    checksum_kind(ctx, packet, &packet->flow->partial, &segment_sum) ==
 		    CHECKSUM_COMPLETE)
-		tcp->check = update_checksum(tcp->check,
-					     (__u32)address_delta + port_delta);
+		*checksum = for_protocol(packet,
+					 update_checksum(*checksum, delta));
 	else if (complete_checksums)
-		tcp->check =
-			~fold((__u32)segment_sum + address_delta + port_delta);
+		*checksum = for_protocol(packet, ~fold(segment_sum + delta));
 	else
-		tcp->check = fold((__u32)tcp->check + address_delta);
+		*checksum = fold((__u32)*checksum + address_delta);
 }
 
 static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
@@ -61,7 +81,7 @@ static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 	__u32 source = packet->slot >> PORT_BITS;
 	const struct ip_address *address =
 		bpf_map_lookup_elem(&sources, &source);
-	struct tcphdr *tcp = packet->l4;
+	__be16 *l4_ports = packet->l4;
 
 	if (!backend->reachable || !address)
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
@@ -70,11 +90,10 @@ static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 	if (!same_mac(flow->client_mac, packet->eth->h_source))
 		copy_mac(flow->client_mac, packet->eth->h_source);
 	update_l4(ctx, packet, flow->address_delta, flow->port_delta);
-	readdress(packet, backend->mac, flow->address_delta);
-	packet->ip->saddr = address->address[0];
-	packet->ip->daddr = backend->address[0];
-	tcp->source = bpf_htons(packet->slot % PORTS);
-	tcp->dest = backend->port;
+	readdress(packet, backend->mac, address->address, backend->address,
+		  flow->address_delta);
+	l4_ports[0] = bpf_htons(packet->slot % PORTS);
+	l4_ports[1] = backend->port;
 	return OUTCOME_FORWARDED;
 }
 
@@ -84,18 +103,17 @@ static __always_inline enum outcome return_packet(struct xdp_md *ctx,
 	struct flow *flow = packet->flow;
 	__u32 vip = flow->vip - 1;
 	const struct ip_address *address = bpf_map_lookup_elem(&vips, &vip);
-	struct tcphdr *tcp = packet->l4;
+	__be16 *l4_ports = packet->l4;
 	__u16 address_delta = ~flow->address_delta;
 
 	if (!address)
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	track_flow(packet);
 	update_l4(ctx, packet, address_delta, ~flow->port_delta);
-	readdress(packet, flow->client_mac, address_delta);
-	packet->ip->saddr = address->address[0];
-	packet->ip->daddr = flow->client[0];
-	tcp->source = flow->service_port;
-	tcp->dest = flow->client_port;
+	readdress(packet, flow->client_mac, address->address, flow->client,
+		  address_delta);
+	l4_ports[0] = flow->service_port;
+	l4_ports[1] = flow->client_port;
 	return OUTCOME_RETURNED;
 }
 

@@ -15,11 +15,16 @@ static __always_inline __u32 place_hash(__u64 key)
 	return key * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
+static __always_inline __u64 address_key(const __be32 *address)
+{
+	return ((__u64)address[1] << 32 | address[0]) ^
+	       ((__u64)address[3] << 32 | address[2]) * 0xbf58476d1ce4e5b9ULL;
+}
+
 /* Sets vip and source; passes what is for no address of ours. */
 static __always_inline enum outcome find_address(struct packet *packet)
 {
-	__be32 dest = packet->ip->daddr;
-	__u32 place = place_hash(dest);
+	__u32 place = place_hash(address_key(packet->to));
 
 #pragma unroll
 	for (int i = 0; i < PROBES; i++, place++) {
@@ -29,7 +34,8 @@ static __always_inline enum outcome find_address(struct packet *packet)
 
 		if (!address || !address->family)
 			break;
-		if (address->family == AF_INET && address->address[0] == dest) {
+		if (address->family == packet->family &&
+		    same_address(address->address, packet->to, packet->family)) {
 			packet->vip = address->vip;
 			packet->source = address->source;
 			return OUTCOME_NEXT;
@@ -41,8 +47,7 @@ static __always_inline enum outcome find_address(struct packet *packet)
 /* Sets service; passes what is for no service of the VIP. */
 static __always_inline enum outcome find_service(struct packet *packet)
 {
-	__u8 protocol = packet->ip->protocol;
-	__u32 place = place_hash((__u64)packet->vip << 32 | protocol << 16 |
+	__u32 place = place_hash((__u64)packet->vip << 32 | packet->protocol << 16 |
 				 packet->dest_port);
 
 	if (!packet->vip)
@@ -57,7 +62,7 @@ static __always_inline enum outcome find_service(struct packet *packet)
 			break;
 		if (service->vip == packet->vip &&
 		    service->port == packet->dest_port &&
-		    service->protocol == protocol) {
+		    service->protocol == packet->protocol) {
 			packet->service = key;
 			return OUTCOME_NEXT;
 		}

@@ -40,20 +40,25 @@ static __always_inline __u64 mix(__u64 x)
 /* Of the client's tuple; the seed keeps its buckets unknown to clients. */
 static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 {
-	__u64 tuple = (__u64)packet->ip->saddr << 32 |
+	__u64 tuple = (__u64)packet->from[0] << 32 |
 		      (__u32)packet->source_port << 16 | packet->dest_port;
 
-	return mix(tuple ^ seed ^ (__u64)packet->vip << 8);
+	if (packet->family == AF_INET6)
+		tuple ^= mix(((__u64)packet->from[1] << 32 | packet->from[2]) ^
+			     seed) +
+			 packet->from[3];
+	return mix(tuple ^ seed ^ (__u64)packet->vip << 8 ^ packet->protocol);
 }
 
 static __always_inline bool is_flow_of_client(const struct flow *flow,
 					      const struct packet *packet)
 {
-	return flow->client[0] == packet->ip->saddr &&
+	return flow->family == packet->family &&
+	       flow->protocol == packet->protocol &&
+	       flow->vip == packet->vip &&
 	       flow->client_port == packet->source_port &&
 	       flow->service_port == packet->dest_port &&
-	       flow->vip == packet->vip && flow->family == AF_INET &&
-	       flow->protocol == packet->ip->protocol;
+	       same_address(flow->client, packet->from, packet->family);
 }
 
 /* Long finished, though its port was not needed again. */
@@ -105,12 +110,14 @@ static __always_inline bool find_flow_of_backend(struct packet *packet)
 	if (!packet->source)
 		return false;
 	flow = flow_at(slot);
-	if (!flow || !flow->family || flow->protocol != packet->ip->protocol)
+	if (!flow || flow->family != packet->family ||
+	    flow->protocol != packet->protocol)
 		return false;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || backend->address[0] != packet->ip->saddr ||
-	    backend->port != packet->source_port || is_over(flow))
+	if (!backend || backend->port != packet->source_port ||
+	    !same_address(backend->address, packet->from, packet->family) ||
+	    is_over(flow))
 		return false;
 	packet->slot = slot;
 	packet->flow = flow;

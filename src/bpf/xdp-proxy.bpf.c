@@ -4,7 +4,7 @@
  * of the packet or leaves it to the next one (OUTCOME_NEXT). Until a packet is
  * known to be of a flow or for a service, nothing of it is changed.
  */
-#include "reset.h"
+#include "answer.h"
 
 static __always_inline enum outcome from_backend(struct xdp_md *ctx,
 						 struct packet *packet)
@@ -26,7 +26,7 @@ static __always_inline enum outcome from_client(struct xdp_md *ctx,
 	if (!outcome)
 		return forward_packet(ctx, packet);
 	if (outcome >= OUTCOME_RESET_NO_FLOW && outcome <= OUTCOME_SENT_LAST)
-		return reset_client(ctx, packet, outcome);
+		return refuse_client(ctx, packet, outcome);
 	return outcome;
 }
 

@@ -13,10 +13,13 @@ use std::io::Write as _;
 use anyhow::{Context as _, Result, ensure};
 
 /// What `src/bpf` names, and what libbpf's helper declarations are written in.
-const TYPES: [(&str, u32); 12] = [
+const TYPES: [(&str, u32); 15] = [
     ("ethhdr", libbpf_sys::BTF_KIND_STRUCT),
     ("iphdr", libbpf_sys::BTF_KIND_STRUCT),
+    ("ipv6hdr", libbpf_sys::BTF_KIND_STRUCT),
     ("tcphdr", libbpf_sys::BTF_KIND_STRUCT),
+    ("udphdr", libbpf_sys::BTF_KIND_STRUCT),
+    ("icmphdr", libbpf_sys::BTF_KIND_STRUCT),
     ("xdp_md", libbpf_sys::BTF_KIND_STRUCT),
     ("bpf_spin_lock", libbpf_sys::BTF_KIND_STRUCT),
     ("xdp_action", libbpf_sys::BTF_KIND_ENUM),
