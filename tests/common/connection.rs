@@ -65,6 +65,15 @@ impl<'rig> Connection<'rig> {
         }
     }
 
+    /// The connection of client `number` that took this path before; where a
+    /// test had to have the rig for itself in between.
+    pub fn resumed(rig: &'rig Rig, number: u32, path: Path) -> Connection<'rig> {
+        Connection {
+            path: Some(path),
+            ..Connection::new(rig, number)
+        }
+    }
+
     pub fn path(&self) -> Path {
         self.path.expect("a packet reached a backend before")
     }
@@ -182,11 +191,15 @@ impl<'rig> Connection<'rig> {
         self.forward(ACK);
     }
 
-    /// A new flow for the same client; the path is forgotten.
+    /// Whether a whole handshake was let through: as [`Connection::try_syn`].
     #[track_caller]
-    pub fn reopen(&mut self) {
-        self.path = None;
-        self.open();
+    pub fn try_open(&mut self) -> bool {
+        let begun = self.try_syn();
+        if begun {
+            self.reply(SYN | ACK);
+            self.forward(ACK);
+        }
+        begun
     }
 
     /// Sends a SYN that may be refused: true if it reached a backend.

@@ -5,6 +5,7 @@
 pub mod case;
 pub mod connection;
 pub mod frames;
+pub mod random;
 pub mod rig;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails

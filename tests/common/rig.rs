@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! A loaded program that packets are run through by BPF_PROG_TEST_RUN.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use libbpf_rs::ProgramInput;
 use xdp_proxy::abi::OutcomeCode;
@@ -38,6 +38,21 @@ pub struct Rig {
     pub datapath: Datapath,
     pub tables: Tables,
     pub settings: Settings,
+    /// Packets that were run.
+    pub ran: Cell<u64>,
+}
+
+/// Exact accounting: whatever a test did, every packet was counted once.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let packets = self.counters().packets();
+            assert_eq!(packets.received, self.ran.get(), "{packets:?}");
+            let sent: u64 = packets.sent.values().sum();
+            let dropped: u64 = packets.dropped.values().sum();
+            assert_eq!(packets.passed + sent + dropped, packets.received);
+        }
+    }
 }
 
 /// Nobody's sums are left to be completed: a physical interface.
@@ -100,21 +115,19 @@ pub fn config(services: Vec<Service>) -> Config {
     }
 }
 
+/// Every backend is reached directly, from [`SOURCE`], and answers.
+pub fn tables(config: &Config) -> Tables {
+    let tick = datapath::tick().expect("the kernel's tick");
+    let path_of = |address| Path {
+        mac: backend_mac(address),
+        source: SOURCE.into(),
+    };
+    Tables::new(config, tick, |address| (Some(path_of(address)), true)).expect("tables")
+}
+
 impl Rig {
-    /// Every backend is reached directly, from [`SOURCE`], and answers.
     pub fn new(config: &Config, settings: Settings) -> Rig {
-        let tick = datapath::tick().expect("the kernel's tick");
-        let tables = Tables::new(config, tick, |address| {
-            (
-                Some(Path {
-                    mac: backend_mac(address),
-                    source: SOURCE.into(),
-                }),
-                true,
-            )
-        })
-        .expect("tables");
-        Rig::with_tables(tables, settings)
+        Rig::with_tables(tables(config), settings)
     }
 
     pub fn with_tables(tables: Tables, settings: Settings) -> Rig {
@@ -126,6 +139,7 @@ impl Rig {
             datapath,
             tables,
             settings,
+            ran: Cell::new(0),
         }
     }
 
@@ -150,6 +164,7 @@ impl Rig {
             .program()
             .test_run(input)
             .expect("running a packet");
+        self.ran.set(self.ran.get() + 1);
         (
             output.return_value,
             output.data.expect("the packet comes back"),
@@ -174,5 +189,3 @@ impl Rig {
         self.counters().of(code)
     }
 }
-
-pub const SECOND: Duration = Duration::from_secs(1);

@@ -6,7 +6,13 @@
 mod common;
 
 mod checksums;
+mod expiry;
 mod flows;
 mod headers;
+mod loading;
 mod not_ours;
+mod ports;
+mod random;
 mod resets;
+mod services;
+mod shares;
