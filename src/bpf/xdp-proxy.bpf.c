@@ -44,12 +44,9 @@ static __always_inline enum outcome walk(struct xdp_md *ctx,
 	if (find_flow_of_backend(packet))
 		return from_backend(ctx, packet);
 	packet->hash = tuple_hash(packet, hash_seed);
-	if (find_flow_of_client(packet))
-		return from_client(ctx, packet);
-	outcome = find_service(packet);
-	if (outcome)
-		return outcome;
-	return from_client(ctx, packet);
+	if (!find_flow_of_client(packet))
+		outcome = find_service(packet);
+	return outcome ? outcome : from_client(ctx, packet);
 }
 
 SEC("xdp")
