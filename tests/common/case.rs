@@ -64,8 +64,8 @@ impl Packet {
 
     fn segment(&self, connection: &Connection) -> Segment {
         let mut segment = match self.from {
-            End::Client => connection.from_client(self.flags),
-            End::Backend => connection.from_backend(self.flags),
+            End::Client => connection.client_segment(self.flags),
+            End::Backend => connection.backend_segment(self.flags),
         };
         segment.payload = pattern(self.payload_bytes);
         (self.edit)(&mut segment);

@@ -82,7 +82,7 @@ impl<'rig> Connection<'rig> {
         self.path().source.port()
     }
 
-    pub fn from_client(&self, flags: u8) -> Segment {
+    pub fn client_segment(&self, flags: u8) -> Segment {
         let mut segment = Segment::new((self.client_mac, LB_MAC), self.client, self.service);
         segment.tcp.sequence_number = CLIENT_SEQUENCE;
         segment.tcp.acknowledgment_number = if flags & ACK == 0 {
@@ -95,7 +95,7 @@ impl<'rig> Connection<'rig> {
         segment
     }
 
-    pub fn from_backend(&self, flags: u8) -> Segment {
+    pub fn backend_segment(&self, flags: u8) -> Segment {
         let Path { source, backend } = self.path();
         let mut segment = Segment::new((mac_of(backend), LB_MAC), backend, source);
         segment.tcp.sequence_number = BACKEND_SEQUENCE;
@@ -165,13 +165,13 @@ impl<'rig> Connection<'rig> {
 
     #[track_caller]
     pub fn forward(&mut self, flags: u8) {
-        let segment = self.from_client(flags);
+        let segment = self.client_segment(flags);
         self.forward_as(&segment, self.sum, self.sum_out());
     }
 
     #[track_caller]
     pub fn reply(&self, flags: u8) {
-        let segment = self.from_backend(flags);
+        let segment = self.backend_segment(flags);
         self.reply_as(&segment, self.sum, self.sum_out());
     }
 
@@ -205,7 +205,7 @@ impl<'rig> Connection<'rig> {
     /// Sends a SYN that may be refused: true if it reached a backend.
     #[track_caller]
     pub fn try_syn(&mut self) -> bool {
-        let segment = self.from_client(SYN);
+        let segment = self.client_segment(SYN);
         let ran = self.rig.run(&segment.bytes(self.sum));
         assert_eq!(ran.verdict, XDP_TX, "the verdict on a SYN");
         let out = Segment::parse(&ran.frame);

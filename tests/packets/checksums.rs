@@ -43,8 +43,8 @@ fn both_ways(
             if bytes + options.len() > 1460 && bytes <= 1460 {
                 continue; // it would be longer than the MTU
             }
-            let mut out = connection.from_client(PSH | ACK);
-            let mut back = connection.from_backend(PSH | ACK);
+            let mut out = connection.client_segment(PSH | ACK);
+            let mut back = connection.backend_segment(PSH | ACK);
             for segment in [&mut out, &mut back] {
                 segment.payload = pattern(bytes);
                 segment.ip.options = options.clone();
@@ -164,28 +164,28 @@ fn a_coincidence_is_read_as_its_direction_was_read_before() {
         // Of the client: the other direction's sums must not matter.
         let mut connection = Connection::new(&rig, number);
         for (said, i) in history.iter().zip(0..) {
-            let mut segment = connection.from_client(if i == 0 { SYN } else { ACK });
+            let mut segment = connection.client_segment(if i == 0 { SYN } else { ACK });
             let sum = said_as(*said, &mut segment, *read_as);
             connection.forward_as(&segment, sum, sum);
-            let answer = connection.from_backend(ACK);
+            let answer = connection.backend_segment(ACK);
             let other = opposite(sum);
             connection.reply_as(&answer, other, other);
         }
-        let mut segment = connection.from_client(if history.is_empty() { SYN } else { ACK });
+        let mut segment = connection.client_segment(if history.is_empty() { SYN } else { ACK });
         segment.coincide();
         connection.forward_as(&segment, *read_as, *read_as);
 
         // Of the backend.
         let mut connection = Connection::new(&rig, 1000 + number);
-        let syn = connection.from_client(SYN);
+        let syn = connection.client_segment(SYN);
         let other = opposite(*read_as);
         connection.forward_as(&syn, other, other);
         for said in *history {
-            let mut segment = connection.from_backend(ACK);
+            let mut segment = connection.backend_segment(ACK);
             let sum = said_as(*said, &mut segment, *read_as);
             connection.reply_as(&segment, sum, sum);
         }
-        let mut segment = connection.from_backend(ACK);
+        let mut segment = connection.backend_segment(ACK);
         segment.coincide();
         connection.reply_as(&segment, *read_as, *read_as);
     }
@@ -227,7 +227,7 @@ fn a_reset_keeps_the_kind_of_the_sum_that_it_answers() {
         for bytes in (0..=70).chain([1460]).chain(gso_lengths()) {
             for options in ip_options() {
                 for flags in [ACK, FIN, PSH | ACK, SYN | ACK] {
-                    let mut segment = connection.from_client(flags);
+                    let mut segment = connection.client_segment(flags);
                     segment.payload = pattern(bytes);
                     segment.ip.options = options.clone();
                     connection.is_reset(&segment);
@@ -247,7 +247,7 @@ fn a_reset_that_answers_a_coincidence_is_complete() {
         let rig = one_service(settings);
         let connection = Connection::new(&rig, 1);
         for bytes in 0..=130 {
-            let mut segment = connection.from_client(ACK);
+            let mut segment = connection.client_segment(ACK);
             segment.payload = pattern(bytes);
             segment.coincide();
             connection.is_reset(&segment);
@@ -265,7 +265,7 @@ fn a_wrong_sum_stays_wrong_by_the_same_amount() {
         let rig = one_service(settings);
         let mut connection = Connection::new(&rig, 1);
         connection.open();
-        let mut segment = connection.from_client(ACK);
+        let mut segment = connection.client_segment(ACK);
         segment.payload = pattern(100);
         let wanted = Connection::forwarded(&segment, connection.path());
         for wrong_by in [1u16, 0x100, 0x8000] {

@@ -205,8 +205,8 @@ fn a_closing_flow_that_is_over_is_no_flow() {
     connection.open();
     connection.close();
     sleep(SOON_OVER);
-    connection.is_reset(&connection.from_client(ACK));
-    connection.is_passed(&connection.from_backend(ACK));
+    connection.is_reset(&connection.client_segment(ACK));
+    connection.is_passed(&connection.backend_segment(ACK));
     let mut new = Connection::new(&rig, 1);
     new.open();
     assert_ne!(new.port(), connection.port());

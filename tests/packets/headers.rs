@@ -334,7 +334,10 @@ fn a_runt_is_passed_until_its_ports_can_be_read_and_malformed_from_there_on() {
         let mut connection = Connection::new(&rig, 1);
         connection.sum = *sum;
         connection.open();
-        for segment in [connection.from_client(ACK), connection.from_backend(ACK)] {
+        for segment in [
+            connection.client_segment(ACK),
+            connection.backend_segment(ACK),
+        ] {
             let frame = segment.bytes(*sum);
             assert_eq!(frame.len(), 54);
             for bytes in 14..=54 {

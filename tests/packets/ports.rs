@@ -65,9 +65,9 @@ fn a_refused_client_gets_in_as_soon_as_another_flow_closes() {
     late.forward(PSH | ACK);
 
     // The closed flow's port is another's now: its late packets find nothing.
-    flows[2].is_reset(&flows[2].from_client(ACK));
+    flows[2].is_reset(&flows[2].client_segment(ACK));
     if late.path() != flows[2].path() {
-        flows[2].is_passed(&flows[2].from_backend(ACK));
+        flows[2].is_passed(&flows[2].backend_segment(ACK));
     }
     for i in [0, 1, 3] {
         flows[i].forward(PSH | ACK);
@@ -89,7 +89,7 @@ fn a_client_that_uses_its_port_again_is_not_found_by_the_old_one() {
     new.open();
     assert_ne!(new.port(), old.port());
     assert_eq!(new.path().backend, old.path().backend, "Maglev's choice");
-    old.is_passed(&old.from_backend(ACK));
+    old.is_passed(&old.backend_segment(ACK));
     new.forward(PSH | ACK);
     new.reply(ACK);
     new.close();
@@ -156,7 +156,7 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
     let mut ports = HashSet::new();
     let (mut begun, mut ended, mut refused) = (0, 0, 0);
     for number in 0..60_000 {
-        let closes = random.below(1000) < alive.len() * 9 / 5;
+        let closes = random.below(1000) < alive.len();
         if closes && !alive.is_empty() {
             let mut connection = alive.swap_remove(random.below(alive.len()));
             if random.once_in(2) {
@@ -179,7 +179,7 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
         }
     }
     println!("{begun} begun, {ended} ended, {refused} refused");
-    assert!(begun > 20_000 && ended > 20_000);
+    assert!(begun > 20_000 && ended > 20_000 && refused > 100);
     let counters = rig.counters();
     assert_eq!(counters.of(EXHAUSTED), refused);
     assert_eq!(

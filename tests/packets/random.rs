@@ -45,7 +45,8 @@ fn randomize(segment: &mut Segment, payload_bytes_max: usize, random: &mut Rando
     tcp.ece = flags & 16 != 0;
     tcp.cwr = flags & 32 != 0;
     if random.once_in(2) {
-        let options = random.bytes(4 * random.below(11));
+        let words = random.below(11);
+        let options = random.bytes(4 * words);
         tcp.set_options_raw(&options).unwrap();
     }
     let headers_bytes = segment.ip.header_len() + segment.tcp.header_len();
@@ -125,7 +126,7 @@ fn random_packets(name: &str, settings: Settings, mixed: bool) {
             Sum::Partial if number % 16 == 0 && random.once_in(2) => 3400,
             _ => MTU_BYTES as usize,
         };
-        let mut out = connection.from_client(ACK);
+        let mut out = connection.client_segment(ACK);
         let longest = packet_bytes_max(*of_client, &mut random);
         randomize(&mut out, longest, &mut random);
         let path = connection.path();
@@ -250,9 +251,9 @@ fn random_frames_that_are_not_ours_are_passed_byte_for_byte() {
             } else {
                 let connection = &flows[random.below(flows.len())];
                 let mut segment = match random.below(3) {
-                    0 => connection.from_client(SYN),
-                    1 => connection.from_client(ACK),
-                    _ => connection.from_backend(ACK),
+                    0 => connection.client_segment(SYN),
+                    1 => connection.client_segment(ACK),
+                    _ => connection.backend_segment(ACK),
                 };
                 randomize(&mut segment, 200, &mut random);
                 segment.bytes(Sum::Complete)
@@ -300,9 +301,9 @@ fn mutated_packets_never_leave_with_a_bad_sum() {
                 connection.try_open();
             }
             let mut segment = match (random.below(3), connection.path) {
-                (0, Some(_)) => connection.from_backend(ACK),
-                (1, _) => connection.from_client(SYN),
-                _ => connection.from_client(ACK),
+                (0, Some(_)) => connection.backend_segment(ACK),
+                (1, _) => connection.client_segment(SYN),
+                _ => connection.client_segment(ACK),
             };
             randomize(&mut segment, 200, &mut random);
             let mut frame = segment.bytes(Sum::Complete);

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::service::PortRanges;
 
 use crate::common::connection::*;
 use crate::common::frames::*;
@@ -57,16 +58,50 @@ fn services_are_told_apart_by_address_and_port() {
     }
     for other in ["10.0.0.77:443", "10.0.0.5:8443", "10.0.0.3:8443"] {
         let connection = Connection::between(&rig, client(1), at(other));
-        connection.is_passed(&connection.from_client(SYN));
+        connection.is_passed(&connection.client_segment(SYN));
     }
     // A reply to a VIP that is no source address is nobody's.
-    let mut reply = flows[2].from_backend(ACK);
+    let mut reply = flows[2].backend_segment(ACK);
     reply.ip.destination = [10, 0, 0, 77];
     flows[2].is_passed(&reply);
     // A reply from the backend of one flow to the port of another is nobody's.
-    let mut reply = flows[2].from_backend(ACK);
+    let mut reply = flows[2].backend_segment(ACK);
     reply.tcp.destination_port = flows[1].port();
     flows[2].is_passed(&reply);
+}
+
+#[test]
+fn each_source_address_has_ports_of_its_own() {
+    if !root_or_skip("each_source_address_has_ports_of_its_own") {
+        return;
+    }
+    let services = ["10.0.0.5", "10.0.0.88"].map(|source| {
+        let mut service = service(&format!("{source}:80"), &[("10.0.0.2:80", 1)]);
+        service.source = vec![source.parse().unwrap()];
+        service.source_ports = PortRanges::new(vec![2000..=2000]).unwrap();
+        service
+    });
+    let rig = Rig::new(&config(services.into()), GENERIC);
+    let open = |number, service| {
+        let mut connection = Connection::between(&rig, client(number), at(service));
+        connection.open();
+        connection
+    };
+    let mut one = open(1, "10.0.0.5:80");
+    let mut other = open(2, "10.0.0.88:80");
+    assert_eq!(one.path().source, at("10.0.0.5:2000"));
+    assert_eq!(other.path().source, at("10.0.0.88:2000"));
+    for connection in [&mut one, &mut other] {
+        connection.reply(PSH | ACK);
+        connection.forward(PSH | ACK);
+    }
+    let mut late = Connection::between(&rig, client(3), at("10.0.0.88:80"));
+    assert!(!late.try_syn(), "its source address has one port");
+    one.close();
+    assert!(!late.try_syn(), "the other's port is of no use");
+    other.close();
+    assert!(late.try_open());
+    assert_eq!(late.path().source, at("10.0.0.88:2000"));
 }
 
 #[test]
@@ -95,7 +130,7 @@ fn every_one_of_1024_services_is_found_and_nothing_beside_them() {
         assert_eq!(connection.path().backend, *backend, "of {listen}");
         let beside = SocketAddrV4::new(*listen.ip(), listen.port() + 1);
         let connection = Connection::between(&rig, client(1), beside);
-        connection.is_passed(&connection.from_client(SYN));
+        connection.is_passed(&connection.client_segment(SYN));
     }
     assert!(rig.counters().backends.iter().all(|b| b.flows_begun == 1));
 }
@@ -161,7 +196,7 @@ fn a_backend_whose_mac_changes_is_followed() {
     let mut connection = Connection::new(&rig, 1);
     connection.open();
     let path = connection.path();
-    let segment = connection.from_client(ACK);
+    let segment = connection.client_segment(ACK);
     let index = rig.backend_index(path.backend.into());
     let new_mac = [2, 0, 0, 5, 5, 5];
     rig.tables.backends[index - 1].path.as_mut().unwrap().mac = new_mac;
@@ -184,7 +219,7 @@ fn packets_to_a_backend_without_a_mac_are_dropped_and_its_replies_return() {
     let mut rig = two_backends();
     let mut connection = Connection::new(&rig, 1);
     connection.open();
-    let (path, segment) = (connection.path(), connection.from_client(PSH | ACK));
+    let (path, segment) = (connection.path(), connection.client_segment(PSH | ACK));
     let index = rig.backend_index(path.backend.into());
     let known = rig.tables.backends[index - 1].path.take();
     rig.datapath.write_backend(&rig.tables, index).unwrap();
@@ -222,11 +257,11 @@ fn without_a_backend_that_answers_a_syn_gets_a_reset_and_flows_go_on() {
         let mut connection = Connection::new(&rig, 2);
         connection.sum = sum;
         for payload in [0, 1, 500] {
-            let mut syn = connection.from_client(SYN);
+            let mut syn = connection.client_segment(SYN);
             syn.payload = pattern(payload);
             connection.is_reset(&syn);
         }
-        connection.is_reset(&connection.from_client(ACK));
+        connection.is_reset(&connection.client_segment(ACK));
     }
     assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_NO_BACKEND), 6);
     assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_NO_FLOW), 2);
