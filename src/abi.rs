@@ -5,7 +5,7 @@
 
 #![allow(clippy::all, missing_docs, dead_code)]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
@@ -27,6 +27,7 @@ pub const BUCKET_ENTRIES: usize = 14;
 pub const PROGRAM_NAME: &str = "xdp_proxy";
 
 const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 // SAFETY: all of them are `repr(C)`, of fixed-width integers and arrays of
 // them with explicit padding, so that every bit pattern is a value.
@@ -52,24 +53,19 @@ const _: () = {
     assert!(std::mem::offset_of!(flow, seen) == 36);
 };
 
-/// An IPv4 address as the packet carries it, in the first of four words.
-///
-/// # Panics
-/// On IPv6, which the configuration refuses.
+/// An address as the packet carries it: IPv4 in the first of four words.
 pub fn address_words(address: IpAddr) -> [u32; 4] {
-    [ipv4_word(address), 0, 0, 0]
-}
-
-fn ipv4_word(address: IpAddr) -> u32 {
     match address {
-        IpAddr::V4(v4) => u32::from(v4).to_be(),
-        IpAddr::V6(v6) => unreachable!("the configuration refuses {v6}"),
+        IpAddr::V4(v4) => [u32::from(v4).to_be(), 0, 0, 0],
+        IpAddr::V6(v6) => {
+            let bits = u128::from(v6);
+            [96, 64, 32, 0].map(|shift| ((bits >> shift) as u32).to_be())
+        }
     }
 }
 
-/// The reverse of [`address_words`].
-pub fn address_of(words: [u32; 4]) -> IpAddr {
-    Ipv4Addr::from(u32::from_be(words[0])).into()
+fn family(address: IpAddr) -> u16 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
 /// A duration as the datapath counts time: in ticks of the kernel's clock,
@@ -84,7 +80,7 @@ pub fn address_entry(address: IpAddr, vip: Option<usize>, source: Option<usize>)
         address: address_words(address),
         vip: vip.map_or(0, |index| index as u16 + 1),
         source: source.map_or(0, |index| index as u16 + 1),
-        family: AF_INET,
+        family: family(address),
         pad: 0,
     }
 }
@@ -116,8 +112,13 @@ impl From<ServiceEntry> for service {
 }
 
 /// A backend; `path` is its next hop's MAC and the index of the source address
-/// that reaches it, once known.
-pub fn backend_entry(address: IpAddr, port: u16, path: Option<([u8; 6], usize)>) -> backend {
+/// that reaches it, once known; `alive`: it takes new flows.
+pub fn backend_entry(
+    address: IpAddr,
+    port: u16,
+    path: Option<([u8; 6], usize)>,
+    alive: bool,
+) -> backend {
     let (mac, source) = path.unwrap_or_default();
     backend {
         address: address_words(address),
@@ -125,7 +126,7 @@ pub fn backend_entry(address: IpAddr, port: u16, path: Option<([u8; 6], usize)>)
         source: source as u16,
         mac,
         reachable: path.is_some().into(),
-        family: AF_INET as u8,
+        alive: alive.into(),
         pad: 0,
     }
 }
@@ -137,7 +138,8 @@ fn place_hash(key: u64) -> usize {
 
 /// Where the search for an address begins, before the mask.
 pub fn address_place(entry: &address) -> usize {
-    place_hash(entry.address[0].into())
+    let [a, b, c, d] = entry.address.map(u64::from);
+    place_hash((b << 32 | a) ^ (d << 32 | c).wrapping_mul(0xbf58_476d_1ce4_e5b9))
 }
 
 /// Where the search for a service begins, before the mask.

@@ -436,7 +436,7 @@ static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 fn keep_libbpf_quiet() {
     libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| {
         let text = text.trim_end().to_owned();
-        tracing::debug!("{text}");
+        tracing::debug!("{text}");if std::env::var_os("DEBUGV").is_some() {eprintln!("{text}");}
         if let Ok(mut words) = LIBBPF_WORDS.lock() {
             words.push(text);
         }

@@ -154,6 +154,7 @@ impl Tables {
             table.backend.address.ip(),
             table.backend.address.port(),
             path,
+            table.path.alive,
         )
     }
 

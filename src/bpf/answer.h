@@ -44,7 +44,16 @@ static __always_inline bool may_send_icmp(void)
 	return true;
 }
 
-/* An IPv4 header without options, but for the checksum of a change of it. */
+static __always_inline void swap_macs(struct ethhdr *eth)
+{
+	__u8 mac[ETH_ALEN];
+
+	copy_mac(mac, eth->h_source);
+	copy_mac(eth->h_source, eth->h_dest);
+	copy_mac(eth->h_dest, mac);
+}
+
+/* An IPv4 header without options. */
 static __always_inline void write_ipv4(struct iphdr *ip,
 				       const struct packet *packet,
 				       __u8 protocol, __u32 bytes)
@@ -84,44 +93,40 @@ static __always_inline void write_ipv6(struct ipv6hdr *ipv6,
  * options and extension headers and all, so that a checksum that is still to
  * be completed keeps its place.
  */
-static __always_inline enum outcome answer_tcp(struct xdp_md *ctx,
-					       const struct packet *packet,
-					       enum outcome outcome)
+__noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 {
-	const struct tcphdr *segment = packet->l4;
-	__u8 flags = tcp_flags(segment);
-	__u32 segment_bytes = l4_bytes(packet) - tcp_header_bytes(segment);
-	__u32 reset_bytes = packet->l4_offset + sizeof(struct tcphdr);
-	__u32 frame_bytes = ctx->data_end - ctx->data;
+	struct packet *packet = packet_at_hand();
+	__u32 segment_bytes, reset_bytes;
 	enum checksum_kind kind = CHECKSUM_COMPLETE;
-	__be16 total = bpf_htons(reset_bytes - packet->l3_offset);
-	__u8 client_mac[ETH_ALEN];
-	void *data, *data_end;
-	struct ipv6hdr *ipv6;
+	const __u16 *checksum;
+	__u16 segment_sum;
 	struct ethhdr *eth;
 	struct tcphdr *tcp;
-	struct iphdr *ip;
-	__u16 segment_sum;
-	__be16 port;
-	__u64 sum;
+	__be16 total, port;
+	__u64 sum = 0;
+	__u8 flags;
 
+	if (!packet)
+		return OUTCOME_DROPPED_NO_ROOM;
+	checksum = checksum_at(ctx, packet);
+	if (!checksum)
+		return OUTCOME_DROPPED_NO_ROOM;
 	if (partial_checksums && !complete_checksums)
-		kind = checksum_kind(ctx, packet, NULL, &segment_sum);
-	if (bpf_xdp_adjust_tail(ctx, (int)(reset_bytes - frame_bytes)))
-		return OUTCOME_DROPPED_NO_ROOM;
-	data = (void *)(long)ctx->data;
-	data_end = (void *)(long)ctx->data_end;
-	eth = data;
-	ip = (void *)(eth + 1);
-	ipv6 = (void *)(eth + 1);
-	tcp = data + (packet->l4_offset & L4_OFFSET_MAX);
-	if ((void *)(ipv6 + 1) > data_end || (void *)(tcp + 1) > data_end)
+		kind = checksum_kind(ctx, packet, *checksum, NULL,
+				     &segment_sum);
+	flags = packet->flags;
+	segment_bytes = l4_bytes(packet) - packet->l4_header_bytes;
+	reset_bytes = packet->l4_offset + sizeof(*tcp);
+	total = bpf_htons(reset_bytes - packet->l3_offset);
+	if (bpf_xdp_adjust_tail(ctx, (int)(reset_bytes - packet->frame_bytes)))
 		return OUTCOME_DROPPED_NO_ROOM;
 
-	copy_mac(client_mac, eth->h_source);
-	copy_mac(eth->h_source, eth->h_dest);
-	copy_mac(eth->h_dest, client_mac);
 	if (packet->family == AF_INET) {
+		struct iphdr *ip =
+			frame_at(ctx, packet->l3_offset, sizeof(*ip));
+
+		if (!ip)
+			return OUTCOME_DROPPED_NO_ROOM;
 		/* Swapped addresses leave the sum as it is. */
 		ip->check = update_checksum(
 			ip->check,
@@ -136,13 +141,22 @@ static __always_inline enum outcome answer_tcp(struct xdp_md *ctx,
 		ip->frag_off = bpf_htons(IP_DF);
 		ip->ttl = ANSWER_TTL;
 	} else {
+		struct ipv6hdr *ipv6 =
+			frame_at(ctx, packet->l3_offset, sizeof(*ipv6));
+
+		if (!ipv6)
+			return OUTCOME_DROPPED_NO_ROOM;
 		copy_address(ipv6->saddr.in6_u.u6_addr32, packet->to);
 		copy_address(ipv6->daddr.in6_u.u6_addr32, packet->from);
-		ipv6->payload_len =
-			bpf_htons(bpf_ntohs(total) - sizeof(*ipv6));
+		ipv6->payload_len = bpf_htons(bpf_ntohs(total) - sizeof(*ipv6));
 		ipv6->hop_limit = ANSWER_TTL;
 	}
 
+	tcp = frame_at(ctx, packet->l4_offset, sizeof(*tcp));
+	eth = frame_at(ctx, 0, sizeof(*eth));
+	if (!tcp || !eth)
+		return OUTCOME_DROPPED_NO_ROOM;
+	swap_macs(eth);
 	port = tcp->source;
 	tcp->source = tcp->dest;
 	tcp->dest = port;
@@ -160,7 +174,6 @@ static __always_inline enum outcome answer_tcp(struct xdp_md *ctx,
 	tcp->urg_ptr = 0;
 	tcp->check = pseudo_header_sum(packet, sizeof(*tcp));
 	if (kind == CHECKSUM_COMPLETE) {
-		sum = 0;
 #pragma unroll
 		for (int i = 0; i < sizeof(*tcp) / 4; i++)
 			sum += ((__u32 *)tcp)[i];
@@ -176,74 +189,73 @@ static __always_inline enum outcome answer_tcp(struct xdp_md *ctx,
  * A checksum of the quoted packet that is still to be completed stays so: who
  * completes it writes its field, and that the ICMP checksum takes into account.
  */
-static __always_inline enum outcome
-answer_icmp(struct xdp_md *ctx, const struct packet *packet, __u8 type,
-	    __u8 code, enum outcome outcome)
+__noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
+			   int outcome)
 {
-	bool v4 = packet->family == AF_INET;
-	__u32 quoted = l4_bytes(packet) < QUOTED_BYTES_MAX ? l4_bytes(packet) :
-							     QUOTED_BYTES_MAX;
-	__u32 headers = (v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) +
-			sizeof(struct icmphdr);
-	__u32 icmp_bytes = sizeof(struct icmphdr) + packet->l4_offset -
-			   packet->l3_offset + quoted;
-	__u32 frame_bytes = ctx->data_end - ctx->data;
-	__u32 icmp_offset = packet->l3_offset + headers -
-			    sizeof(struct icmphdr);
-	__u16 old = *l4_checksum(packet), segment_sum = 0, completed = old;
-	__u8 client_mac[ETH_ALEN], our_mac[ETH_ALEN];
-	enum checksum_kind kind = CHECKSUM_COMPLETE;
-	void *data, *data_end;
+	struct packet *packet = packet_at_hand();
+	__u16 segment_sum, old, completed;
+	__u32 quoted, headers, icmp_bytes;
+	const __u16 *checksum;
 	struct icmphdr *icmp;
 	struct ethhdr *eth;
+	__u8 macs[2 * ETH_ALEN];
 	__u64 sum = 0;
 
-	if (!may_send_icmp())
+	if (!packet || !may_send_icmp())
 		return outcome;
-	if (partial_checksums && !complete_checksums)
-		kind = checksum_kind(ctx, packet, NULL, &segment_sum);
-	copy_mac(client_mac, packet->eth->h_source);
-	copy_mac(our_mac, packet->eth->h_dest);
-	if (bpf_xdp_adjust_tail(ctx, (int)(packet->l4_offset + quoted -
-					   frame_bytes)))
+	checksum = checksum_at(ctx, packet);
+	eth = frame_at(ctx, 0, sizeof(*eth));
+	if (!checksum || !eth)
 		return OUTCOME_DROPPED_NO_ROOM;
-	if (kind == CHECKSUM_PARTIAL)
+	copy_mac(macs, eth->h_source);
+	copy_mac(macs + ETH_ALEN, eth->h_dest);
+	old = *checksum;
+	completed = old;
+	quoted = l4_bytes(packet);
+	if (quoted > QUOTED_BYTES_MAX)
+		quoted = QUOTED_BYTES_MAX;
+	if (partial_checksums && !complete_checksums &&
+	    checksum_kind(ctx, packet, old, NULL, &segment_sum) ==
+		    CHECKSUM_PARTIAL)
 		completed = ~fold(sum_segment(ctx, packet->l4_offset, quoted));
-	if (bpf_xdp_adjust_head(ctx, -(int)headers))
+	if (bpf_xdp_adjust_tail(ctx, (int)(packet->l4_offset + quoted -
+					   packet->frame_bytes)))
 		return OUTCOME_DROPPED_NO_ROOM;
-	data = (void *)(long)ctx->data;
-	data_end = (void *)(long)ctx->data_end;
-	eth = data;
-	if ((void *)(eth + 1) + sizeof(struct ipv6hdr) + sizeof(*icmp) >
-	    data_end)
+
+	icmp_bytes =
+		sizeof(*icmp) + packet->l4_offset - packet->l3_offset + quoted;
+	if (packet->family == AF_INET)
+		headers = sizeof(struct iphdr);
+	else
+		headers = sizeof(struct ipv6hdr);
+	if (bpf_xdp_adjust_head(ctx, -(int)(headers + sizeof(*icmp))))
 		return OUTCOME_DROPPED_NO_ROOM;
-	copy_mac(eth->h_dest, client_mac);
-	copy_mac(eth->h_source, our_mac);
-	if (v4) {
+	eth = frame_at(ctx, 0, sizeof(*eth) + sizeof(struct ipv6hdr));
+	icmp = frame_at(ctx, sizeof(*eth) + headers, sizeof(*icmp));
+	if (!eth || !icmp)
+		return OUTCOME_DROPPED_NO_ROOM;
+	copy_mac(eth->h_dest, macs);
+	copy_mac(eth->h_source, macs + ETH_ALEN);
+	if (packet->family == AF_INET) {
 		eth->h_proto = bpf_htons(ETH_P_IP);
 		write_ipv4((void *)(eth + 1), packet, IPPROTO_ICMP,
-			   sizeof(struct iphdr) + icmp_bytes);
-		icmp = (void *)(eth + 1) + sizeof(struct iphdr);
+			   headers + icmp_bytes);
 	} else {
 		eth->h_proto = bpf_htons(ETH_P_IPV6);
 		write_ipv6((void *)(eth + 1), packet, IPPROTO_ICMPV6,
 			   icmp_bytes);
-		icmp = (void *)(eth + 1) + sizeof(struct ipv6hdr);
 		sum = address_sum(packet->from) + address_sum(packet->to) +
 		      bpf_htons(IPPROTO_ICMPV6) + bpf_htons(icmp_bytes);
 	}
-	*(__be32 *)icmp = 0;
+	((__be32 *)icmp)[0] = 0;
 	((__be32 *)icmp)[1] = 0;
 	icmp->type = type;
 	icmp->code = code;
-	sum += sum_segment(ctx, icmp_offset, icmp_bytes) + (__u16)~old +
-	       completed;
-	/* The call has made the verifier forget what it knew of the packet. */
-	data = (void *)(long)ctx->data;
-	data_end = (void *)(long)ctx->data_end;
-	icmp = data + (v4 ? sizeof(*eth) + sizeof(struct iphdr) :
-			    sizeof(*eth) + sizeof(struct ipv6hdr));
-	if ((void *)(icmp + 1) > data_end)
+	sum += sum_segment(ctx, sizeof(*eth) + headers, icmp_bytes);
+	sum += (__u16)~old + completed;
+	/* The call made the verifier forget what it knew of the frame. */
+	icmp = frame_at(ctx, sizeof(*eth) + headers, sizeof(*icmp));
+	if (!icmp)
 		return OUTCOME_DROPPED_NO_ROOM;
 	icmp->checksum = ~fold(sum);
 	return outcome;
@@ -255,12 +267,12 @@ static __always_inline enum outcome refuse_client(struct xdp_md *ctx,
 						  enum outcome outcome)
 {
 	if (packet->protocol == IPPROTO_TCP)
-		return answer_tcp(ctx, packet, outcome);
-	return packet->family == AF_INET ?
-		       answer_icmp(ctx, packet, ICMP_DEST_UNREACH,
-				   ICMP_PORT_UNREACH, outcome) :
-		       answer_icmp(ctx, packet, ICMPV6_DEST_UNREACH,
-				   ICMPV6_PORT_UNREACH, outcome);
+		return answer_tcp(ctx, outcome);
+	if (packet->family == AF_INET)
+		return answer_icmp(ctx, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH,
+				   outcome);
+	return answer_icmp(ctx, ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH,
+			   outcome);
 }
 
 #endif /* __XDP_PROXY_ANSWER_H__ */

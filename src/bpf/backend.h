@@ -12,8 +12,8 @@
 /* The same on every load balancer, so that all of them choose alike. */
 #define MAGLEV_SEED 0x78647070726f7879ULL
 
-/* Sets backend and backend_index; false: nobody can take the flow. */
-static __always_inline bool pick_backend(struct packet *packet)
+/* Sets backend; NULL: nobody can take the flow. */
+static __always_inline struct backend *pick_backend(struct packet *packet)
 {
 	__u32 place = packet->service;
 	const struct service *service = bpf_map_lookup_elem(&services, &place);
@@ -21,19 +21,18 @@ static __always_inline bool pick_backend(struct packet *packet)
 	__u32 key, index;
 
 	if (!service)
-		return false;
+		return NULL;
 	key = service->maglev;
 	table = bpf_map_lookup_elem(&maglevs, &key);
 	if (!table)
-		return false;
+		return NULL;
 	/* 32 bits scaled to the table (Lemire, arXiv:1805.10941). */
 	index = (tuple_hash(packet, MAGLEV_SEED) >> 32) * MAGLEV_ENTRIES >> 32;
 	if (index >= MAGLEV_ENTRIES)
-		return false;
+		return NULL;
 	index = table->backend[index];
-	packet->backend = bpf_map_lookup_elem(&backends, &index);
-	packet->backend_index = index;
-	return index && packet->backend;
+	packet->backend = index;
+	return index ? bpf_map_lookup_elem(&backends, &index) : NULL;
 }
 
 #endif /* __XDP_PROXY_BACKEND_H__ */

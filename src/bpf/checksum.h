@@ -122,23 +122,23 @@ enum checksum_kind { CHECKSUM_COMPLETE, CHECKSUM_PARTIAL };
  * the sum over the segment as it came, where it was needed.
  */
 static __always_inline enum checksum_kind
-checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u8 *partial,
-	      __u16 *segment_sum)
+checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u16 checksum,
+	      __u8 *partial, __u16 *segment_sum)
 {
 	__u32 bytes = l4_bytes(packet);
 	__u16 pseudo = pseudo_header_sum(packet, bytes);
 	__u8 known = partial ? *partial & packet->direction : 0;
 	bool is_partial;
 
-	if (*l4_checksum(packet) != pseudo) {
+	if (checksum != pseudo) {
 		is_partial = false;
 	} else if (packet->ip_bytes > interface_mtu_bytes &&
 		   !complete_checksums) {
 		is_partial = true;
 	} else {
 		*segment_sum = sum_segment(ctx, packet->l4_offset, bytes);
-		is_partial = fold((__u32)*segment_sum + pseudo) != 0xffff ||
-			     known;
+		is_partial =
+			fold((__u32)*segment_sum + pseudo) != 0xffff || known;
 	}
 	/* Written on a change alone: the line is shared by two CPUs. */
 	if (partial && is_partial != !!known)

@@ -26,29 +26,38 @@
  */
 static __always_inline void set_deltas(struct flow *flow,
 				       const struct packet *packet,
+				       const struct backend *backend,
 				       const __be32 *source, __be16 source_port)
 {
-	const struct backend *backend = packet->backend;
-	__u16 old_addresses = fold(address_sum(packet->from) +
-				   address_sum(packet->to));
+	__u16 old_addresses =
+		fold(address_sum(packet->from) + address_sum(packet->to));
 
 	flow->address_delta = fold((__u16)~old_addresses + address_sum(source) +
 				   address_sum(backend->address));
-	flow->port_delta = fold((__u32)(__u16)~packet->source_port +
-				(__u16)~packet->dest_port + source_port +
-				backend->port);
+	flow->port_delta =
+		fold((__u32)(__u16)~packet->source_port +
+		     (__u16)~packet->dest_port + source_port + backend->port);
 }
 
-/* A first packet that no flow was found for: picks a backend and a port. */
-static __always_inline enum outcome begin_flow(struct packet *packet)
+/*
+ * A first packet that no flow was found for: picks a backend and a port, and
+ * sets slot. A function of its own, which the verifier walks once.
+ */
+__noinline int begin_flow(void)
 {
+	struct packet *packet = packet_at_hand();
 	const struct ip_address *address;
+	const struct backend *backend;
+	enum link_result linked;
 	struct flow *flow;
 	__u32 source, port;
 
-	if (!pick_backend(packet))
+	if (!packet)
 		return OUTCOME_RESET_NO_BACKEND;
-	source = packet->backend->source;
+	backend = pick_backend(packet);
+	if (!backend)
+		return OUTCOME_RESET_NO_BACKEND;
+	source = backend->source;
 	address = bpf_map_lookup_elem(&sources, &source);
 	if (!address)
 		return OUTCOME_RESET_NO_BACKEND;
@@ -60,77 +69,75 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 	flow = flow_at(packet->slot);
 	if (!port || !flow)
 		return OUTCOME_RESET_SNAT_EXHAUSTED;
-	forget_flow(flow, packet->slot);
+	claim_flow(flow, packet->slot, packet->hash);
 
 	copy_address(flow->client, packet->from);
 	flow->client_port = packet->source_port;
 	flow->service_port = packet->dest_port;
 	flow->vip = packet->vip;
-	flow->backend = packet->backend_index;
+	flow->backend = packet->backend;
 	flow->service = packet->service;
 	flow->protocol = packet->protocol;
-	flow->hash = packet->hash;
-	set_deltas(flow, packet, address->address, bpf_htons(port));
+	set_deltas(flow, packet, backend, address->address, bpf_htons(port));
 	flow->seen = now();
 	flow->state = FLOW_UNANSWERED;
 	flow->finished = 0;
 	flow->partial = 0;
-	flow->retired = false;
 	flow->family = packet->family;
-	packet->flow = flow;
-	count_flow_begun(packet->backend_index);
+	count_flow_begun(packet->backend);
 
-	switch (link_flow(packet)) {
-	case LINKED:
+	linked = link_flow(packet);
+	if (linked == LINKED)
 		return OUTCOME_NEXT;
-	case LINK_RACED:
-		flow->family = 0;
-		retire_flow(flow, packet->slot);
-		return OUTCOME_DROPPED_RACE;
-	default: /* never met below 16 times the bucket's mean load */
-		flow->family = 0;
-		retire_flow(flow, packet->slot);
-		return OUTCOME_RESET_SNAT_EXHAUSTED;
-	}
+	flow->family = 0;
+	retire_flow(flow, packet->slot, packet->hash);
+	/* No bucket is full below four times the mean load. */
+	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :
+				      OUTCOME_RESET_SNAT_EXHAUSTED;
 }
 
-/* The flow of a client's packet: the one it has, or a new one. */
-static __always_inline enum outcome flow_of_client(struct packet *packet)
+/*
+ * A client that uses its port again, and datagrams whose backend is gone,
+ * begin anew.
+ */
+static __always_inline bool begins_anew(const struct packet *packet,
+					const struct flow *flow)
 {
-	bool tcp = packet->protocol == IPPROTO_TCP;
-	__u8 flags = tcp ? tcp_flags(packet->l4) : 0;
-	bool opens = !tcp || (flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) ==
-				     TCP_SYN;
-	__u32 index;
+	const struct backend *backend;
+	__u32 index = flow->backend;
 
-	if (packet->flow) {
-		index = packet->flow->backend;
-		packet->backend_index = index;
-		packet->backend = bpf_map_lookup_elem(&backends, &index);
-		/*
-		 * A client that uses its port again, and datagrams whose
-		 * backend is gone, begin anew.
-		 */
-		if (opens && (packet->flow->retired ||
-			      (!tcp && !(packet->backend && packet->backend->alive)))) {
-			retire_flow(packet->flow, packet->slot);
-			forget_flow(packet->flow, packet->slot);
-			packet->flow = NULL;
-		}
+	if (packet->protocol == IPPROTO_TCP)
+		return flow->retired;
+	backend = bpf_map_lookup_elem(&backends, &index);
+	return flow->retired || !backend || !backend->alive;
+}
+
+/* The flow of a client's packet: the one it has, or a new one, in slot. */
+static __always_inline enum outcome flow_of_client(struct packet *packet,
+						   struct flow *flow)
+{
+	__u8 flags = packet->flags;
+	bool opens =
+		packet->protocol != IPPROTO_TCP ||
+		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+
+	if (flow && !(opens && begins_anew(packet, flow)))
+		return OUTCOME_NEXT;
+	if (flow) {
+		retire_flow(flow, packet->slot, packet->hash);
+		forget_flow(flow, packet->slot, packet->hash);
 	}
-	if (packet->flow)
-		return packet->backend ? OUTCOME_NEXT :
-					 OUTCOME_DROPPED_NO_NEIGHBOUR;
 	if (opens)
-		return begin_flow(packet);
-	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW : OUTCOME_RESET_NO_FLOW;
+		return begin_flow();
+	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
+				 OUTCOME_RESET_NO_FLOW;
 }
 
 /* What a segment tells of the flow's state. */
-static __always_inline void track_tcp(const struct packet *packet)
+static __always_inline void track_tcp(const struct packet *packet,
+				      struct flow *flow)
 {
-	struct flow *flow = packet->flow;
-	__u8 flags = tcp_flags(packet->l4);
+	__u8 flags = packet->flags;
 
 	if (packet->direction == FROM_BACKEND) {
 		if (flow->state == FLOW_UNANSWERED)
@@ -141,36 +148,35 @@ static __always_inline void track_tcp(const struct packet *packet)
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot);
+		retire_flow(flow, packet->slot, flow->hash);
 }
 
 /* What a datagram tells: there is nothing to acknowledge. */
-static __always_inline void track_udp(const struct packet *packet)
+static __always_inline void track_udp(const struct packet *packet,
+				      struct flow *flow)
 {
-	struct flow *flow = packet->flow;
-
 	if (packet->direction == FROM_BACKEND &&
 	    flow->state != FLOW_ESTABLISHED)
 		flow->state = FLOW_ESTABLISHED;
 }
 
-static __always_inline void track_flow(const struct packet *packet)
+static __always_inline void track_flow(const struct packet *packet,
+				       struct flow *flow)
 {
-	struct flow *flow = packet->flow;
 	__u32 tick = now();
 
 	if (flow->retired) {
 		/* A backend that goes on did not believe the RST (RFC 5961). */
 		if (packet->direction == FROM_BACKEND &&
 		    packet->protocol == IPPROTO_TCP &&
-		    !(tcp_flags(packet->l4) & (TCP_RST | TCP_FIN)))
+		    !(packet->flags & (TCP_RST | TCP_FIN)))
 			flow->seen = tick;
 		return;
 	}
 	if (packet->protocol == IPPROTO_TCP)
-		track_tcp(packet);
+		track_tcp(packet, flow);
 	else
-		track_udp(packet);
+		track_udp(packet, flow);
 	/* A backend's answer alone does not keep a flow alive. */
 	if ((flow->state == FLOW_ESTABLISHED ||
 	     packet->direction == FROM_CLIENT) &&

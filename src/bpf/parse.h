@@ -9,22 +9,25 @@
 
 #include "maps.h"
 
+/*
+ * What is known of the packet at hand: one a CPU, in a map. There the verifier
+ * forgets each value as it is written, so that it walks a later stage once, not
+ * once for every kind of packet; and stages can be functions of their own.
+ */
 struct packet {
-	void *data_end;
-	struct ethhdr *eth;
-	struct iphdr *ip;     /* IPv4, or */
-	struct ipv6hdr *ipv6; /* IPv6 */
-	void *l4;	      /* TCP or UDP */
+	__u32 frame_bytes;
+	__u32 l3_offset; /* bytes from the frame's beginning */
+	__u32 l4_offset;
+	__u32 ip_bytes; /* the IP packet's length by its own header */
 	__u8 family;
 	__u8 protocol;
-	bool fragment; /* the first one; no other has ports */
+	__u8 fragment; /* the first one; no other has ports */
+	__u8 flags;    /* TCP's; 0 for UDP. Known once the packet was checked */
 	__be16 source_port;
 	__be16 dest_port;
 	__be32 from[4]; /* addresses, as in struct address */
 	__be32 to[4];
-	__u32 l3_offset; /* bytes from the frame's beginning */
-	__u32 l4_offset;
-	__u32 ip_bytes; /* the IP packet's length by its own header */
+	__u32 l4_header_bytes; /* known once the packet was checked */
 
 	/* What the packet turned out to belong to. */
 	__u16 vip;	  /* the destination as a VIP, or 0 */
@@ -32,28 +35,43 @@ struct packet {
 	__u32 hash;	  /* of the tuple, where it came from a client */
 	__u32 insertions; /* into its bucket when it was searched */
 	__u32 service;	  /* place of the service in services */
-	__u32 slot;
-	enum direction direction;
-	struct flow *flow;
-	struct backend *backend;
-	__u16 backend_index; /* 0: counted for no backend */
+	__u32 slot;	  /* of its flow */
+	__u32 backend;	  /* index; 0: counted for no backend */
+	__u32 direction;  /* enum direction */
 };
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+static __always_inline struct packet *packet_at_hand(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&packets, &key);
+}
+
+/* So many bytes of the frame from an offset on; NULL: they are not there. */
+static __always_inline void *frame_at(const struct xdp_md *ctx, __u32 offset,
+				      __u32 bytes)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	void *at = (void *)(long)ctx->data;
+
+	/* clang may know the bound already; the verifier wants to see it. */
+	barrier_var(offset);
+	at += offset & L4_OFFSET_MAX;
+	return at + bytes > data_end ? NULL : at;
+}
+
+/* TCP flags as they lie in the header: RFC 9293, section 3.1. */
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
-
-/* The flags as one byte: the kernel's bitfields moved between its versions. */
-static __always_inline __u8 tcp_flags(const struct tcphdr *tcp)
-{
-	return ((const __u8 *)tcp)[13];
-}
-
-static __always_inline __u32 tcp_header_bytes(const struct tcphdr *tcp)
-{
-	return ((const __u8 *)tcp)[12] >> 4 << 2;
-}
 
 static __always_inline bool to_our_mac(const struct ethhdr *eth)
 {
@@ -75,101 +93,106 @@ static __always_inline bool same_address(const __be32 *one, const __be32 *other,
 					 __u8 family)
 {
 	return one[0] == other[0] &&
-	       (family == AF_INET || (one[1] == other[1] &&
-				      one[2] == other[2] && one[3] == other[3]));
+	       (family == AF_INET ||
+		(one[1] == other[1] && one[2] == other[2] &&
+		 one[3] == other[3]));
 }
 
-static __always_inline enum outcome parse_ipv4(struct packet *packet)
+static __always_inline enum outcome
+parse_ipv4(struct packet *packet, const struct iphdr *ip, const void *data_end)
 {
-	struct iphdr *ip = (void *)(packet->eth + 1);
 	__u32 header_bytes;
 
-	if ((void *)(ip + 1) > packet->data_end || ip->version != 4)
+	if ((void *)(ip + 1) > data_end || ip->version != 4)
 		return OUTCOME_PASSED;
 	header_bytes = ip->ihl * 4;
 	/* Only a first fragment has ports. */
-	if (header_bytes < sizeof(*ip) ||
-	    (ip->frag_off & bpf_htons(IP_OFFSET)))
+	if (header_bytes < sizeof(*ip) || (ip->frag_off & bpf_htons(IP_OFFSET)))
 		return OUTCOME_PASSED;
-	packet->ip = ip;
 	packet->family = AF_INET;
 	packet->protocol = ip->protocol;
-	packet->fragment = ip->frag_off & bpf_htons(IP_MF);
+	packet->fragment = !!(ip->frag_off & bpf_htons(IP_MF));
 	packet->from[0] = ip->saddr;
 	packet->to[0] = ip->daddr;
 	packet->ip_bytes = bpf_ntohs(ip->tot_len);
-	packet->l4_offset = sizeof(*packet->eth) + header_bytes;
+	packet->l4_offset = packet->l3_offset + header_bytes;
 	return OUTCOME_NEXT;
 }
 
 /* Extension headers: RFC 8200, section 4. */
-static __always_inline enum outcome parse_ipv6(struct packet *packet)
+static __always_inline enum outcome parse_ipv6(struct packet *packet,
+					       const struct ipv6hdr *ipv6,
+					       const void *data_end)
 {
-	struct ipv6hdr *ipv6 = (void *)(packet->eth + 1);
-	__u32 offset = sizeof(*packet->eth) + sizeof(*ipv6);
+	__u32 offset = sizeof(*ipv6);
 	__u8 next;
 
-	if ((void *)(ipv6 + 1) > packet->data_end || ipv6->version != 6)
+	if ((void *)(ipv6 + 1) > data_end || ipv6->version != 6)
 		return OUTCOME_PASSED;
 	next = ipv6->nexthdr;
+	packet->fragment = 0;
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
-		const __u8 *header = (void *)packet->eth + offset;
+		const __u8 *header = (void *)ipv6 + offset;
 
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
 		    next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
 			break;
-		if ((void *)(header + 8) > packet->data_end)
+		if ((void *)(header + 8) > data_end)
 			return OUTCOME_PASSED;
 		if (next == IPPROTO_FRAGMENT) {
 			__be16 place = *(const __be16 *)(header + 2);
 
 			if (place & bpf_htons(0xfff8))
 				return OUTCOME_PASSED;
-			packet->fragment |= place & bpf_htons(1);
+			packet->fragment = !!(place & bpf_htons(1));
 			offset += 8;
 		} else {
 			offset += (header[1] + 1) * 8;
 		}
 		next = header[0];
 		/* Keeps the offset bounded for the verifier. */
-		if (offset > L4_OFFSET_MAX)
+		if (offset > L4_OFFSET_MAX - 64)
 			return OUTCOME_PASSED;
 	}
-	packet->ipv6 = ipv6;
 	packet->family = AF_INET6;
 	packet->protocol = next;
 	copy_address(packet->from, ipv6->saddr.in6_u.u6_addr32);
 	copy_address(packet->to, ipv6->daddr.in6_u.u6_addr32);
 	packet->ip_bytes = sizeof(*ipv6) + bpf_ntohs(ipv6->payload_len);
-	packet->l4_offset = offset;
+	packet->l4_offset = packet->l3_offset + offset;
 	return OUTCOME_NEXT;
 }
 
 static __always_inline enum outcome parse_packet(struct xdp_md *ctx,
 						 struct packet *packet)
 {
+	void *data_end = (void *)(long)ctx->data_end;
 	void *data = (void *)(long)ctx->data;
 	enum outcome outcome = OUTCOME_PASSED;
-	__be16 *l4_ports;
+	const struct ethhdr *eth = data;
+	const __be16 *l4_ports;
 
-	packet->data_end = (void *)(long)ctx->data_end;
-	packet->eth = data;
-	packet->l3_offset = sizeof(*packet->eth);
-	if ((void *)(packet->eth + 1) > packet->data_end)
+	packet->frame_bytes = data_end - data;
+	packet->backend = 0;
+	packet->l3_offset = sizeof(*eth);
+	if ((void *)(eth + 1) > data_end)
 		return OUTCOME_PASSED;
-	if (packet->eth->h_proto == bpf_htons(ETH_P_IP))
-		outcome = parse_ipv4(packet);
-	else if (packet->eth->h_proto == bpf_htons(ETH_P_IPV6))
-		outcome = parse_ipv6(packet);
+	/* As one word each, so that IPv4 costs no more than it needs. */
+	*(__u64 *)&packet->from[2] = *(__u64 *)&packet->to[2] = 0;
+	packet->from[1] = packet->to[1] = 0;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		outcome = parse_ipv4(packet, (void *)(eth + 1), data_end);
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		outcome = parse_ipv6(packet, (void *)(eth + 1), data_end);
 	if (outcome)
 		return outcome;
 	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		return OUTCOME_PASSED;
-	l4_ports = data + packet->l4_offset;
-	if ((void *)(l4_ports + 2) > packet->data_end ||
-	    !to_our_mac(packet->eth))
+	if (!to_our_mac(eth))
 		return OUTCOME_PASSED;
-	packet->l4 = l4_ports;
+	l4_ports = frame_at(ctx, packet->l4_offset, 4);
+	if (!l4_ports)
+		return OUTCOME_PASSED;
 	packet->source_port = l4_ports[0];
 	packet->dest_port = l4_ports[1];
 	return OUTCOME_NEXT;
@@ -180,43 +203,58 @@ static __always_inline __u32 l4_bytes(const struct packet *packet)
 	return packet->ip_bytes - (packet->l4_offset - packet->l3_offset);
 }
 
-static __always_inline __u16 *l4_checksum(const struct packet *packet)
+/* The packet's TCP or UDP checksum; NULL: the frame is too short. */
+static __always_inline __u16 *checksum_at(const struct xdp_md *ctx,
+					  const struct packet *packet)
 {
-	return packet->protocol == IPPROTO_TCP ?
-		       &((struct tcphdr *)packet->l4)->check :
-		       &((struct udphdr *)packet->l4)->check;
+	__u32 place = packet->protocol == IPPROTO_TCP ?
+			      offsetof(struct tcphdr, check) :
+			      offsetof(struct udphdr, check);
+
+	return frame_at(ctx, packet->l4_offset + place, sizeof(__u16));
 }
 
 /* A packet that is known to be ours: is it whole, and may it travel on? */
-static __always_inline enum outcome check_packet(const struct packet *packet)
+static __always_inline enum outcome check_packet(struct xdp_md *ctx,
+						 struct packet *packet)
 {
-	const struct tcphdr *tcp = packet->l4;
-	const struct udphdr *udp = packet->l4;
-	__u32 header_bytes;
+	const __u8 *ip = frame_at(ctx, packet->l3_offset, sizeof(struct iphdr));
+	__u32 l4_bytes_min;
 	__u8 hops;
 
 	if (packet->fragment)
 		return OUTCOME_DROPPED_FRAGMENT;
 	if (packet->protocol == IPPROTO_TCP) {
-		if ((void *)(tcp + 1) > packet->data_end)
+		/* As bytes: the kernel's bitfields moved between versions. */
+		const __u8 *tcp =
+			frame_at(ctx, packet->l4_offset, sizeof(struct tcphdr));
+
+		if (!tcp)
 			return OUTCOME_DROPPED_MALFORMED;
-		header_bytes = tcp_header_bytes(tcp);
-		if (header_bytes < sizeof(*tcp))
+		packet->flags = tcp[13];
+		l4_bytes_min = tcp[12] >> 4 << 2;
+		packet->l4_header_bytes = l4_bytes_min;
+		if (l4_bytes_min < sizeof(struct tcphdr))
 			return OUTCOME_DROPPED_MALFORMED;
 	} else {
-		if ((void *)(udp + 1) > packet->data_end)
+		const struct udphdr *udp =
+			frame_at(ctx, packet->l4_offset, sizeof(struct udphdr));
+
+		if (!udp)
 			return OUTCOME_DROPPED_MALFORMED;
-		header_bytes = bpf_ntohs(udp->len);
-		if (header_bytes < sizeof(*udp))
+		packet->flags = 0;
+		packet->l4_header_bytes = sizeof(*udp);
+		l4_bytes_min = bpf_ntohs(udp->len);
+		if (l4_bytes_min < sizeof(*udp))
 			return OUTCOME_DROPPED_MALFORMED;
 	}
-	if (packet->l3_offset + packet->ip_bytes >
-		    packet->data_end - (void *)packet->eth ||
+	if (!ip || packet->l3_offset + packet->ip_bytes > packet->frame_bytes ||
 	    packet->l3_offset + packet->ip_bytes <
-		    packet->l4_offset + header_bytes)
+		    packet->l4_offset + l4_bytes_min)
 		return OUTCOME_DROPPED_MALFORMED;
-	hops = packet->family == AF_INET ? packet->ip->ttl :
-					   packet->ipv6->hop_limit;
+	hops = packet->family == AF_INET ?
+		       ((const struct iphdr *)ip)->ttl :
+		       ip[offsetof(struct ipv6hdr, hop_limit)];
 	return hops <= 1 ? OUTCOME_DROPPED_TTL : OUTCOME_NEXT;
 }
 

@@ -35,7 +35,8 @@ static __always_inline enum outcome find_address(struct packet *packet)
 		if (!address || !address->family)
 			break;
 		if (address->family == packet->family &&
-		    same_address(address->address, packet->to, packet->family)) {
+		    same_address(address->address, packet->to,
+				 packet->family)) {
 			packet->vip = address->vip;
 			packet->source = address->source;
 			return OUTCOME_NEXT;
@@ -47,8 +48,8 @@ static __always_inline enum outcome find_address(struct packet *packet)
 /* Sets service; passes what is for no service of the VIP. */
 static __always_inline enum outcome find_service(struct packet *packet)
 {
-	__u32 place = place_hash((__u64)packet->vip << 32 | packet->protocol << 16 |
-				 packet->dest_port);
+	__u32 place = place_hash((__u64)packet->vip << 32 |
+				 packet->protocol << 16 | packet->dest_port);
 
 	if (!packet->vip)
 		return OUTCOME_PASSED;

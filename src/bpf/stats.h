@@ -30,26 +30,24 @@ static __always_inline void count_flow_ended(__u32 backend)
 }
 
 /* Counts the packet and turns its outcome into the kernel's verdict. */
-static __always_inline int account(const struct xdp_md *ctx,
-				   const struct packet *packet,
+static __always_inline int account(const struct packet *packet,
 				   enum outcome outcome)
 {
 	__u32 key = outcome;
 	__u64 *counter = bpf_map_lookup_elem(&outcome_counters, &key);
-	__u64 frame_bytes = ctx->data_end - ctx->data;
 
 	if (counter)
 		(*counter)++;
 	if (outcome == OUTCOME_FORWARDED || outcome == OUTCOME_RETURNED) {
 		struct backend_counters *of_backend =
-			counters_of(packet->backend_index);
+			counters_of(packet->backend);
 
 		if (of_backend && outcome == OUTCOME_FORWARDED) {
 			of_backend->forwarded_packets++;
-			of_backend->forwarded_bytes += frame_bytes;
+			of_backend->forwarded_bytes += packet->frame_bytes;
 		} else if (of_backend) {
 			of_backend->returned_packets++;
-			of_backend->returned_bytes += frame_bytes;
+			of_backend->returned_bytes += packet->frame_bytes;
 		}
 	}
 	if (outcome <= OUTCOME_PASSED)

@@ -22,6 +22,18 @@ static __always_inline __u32 now(void)
 	return bpf_jiffies64();
 }
 
+/*
+ * Ticks since the flow's last packet. The clock is read last: another CPU may
+ * have moved `seen` meanwhile, and a flow from the future is a young one.
+ */
+static __always_inline __u32 age(const struct flow *flow)
+{
+	__u32 seen = *(const volatile __u32 *)&flow->seen;
+	__u32 ticks = now() - seen;
+
+	return (__s32)ticks < 0 ? 0 : ticks;
+}
+
 static __always_inline struct flow *flow_at(__u32 slot)
 {
 	return bpf_map_lookup_elem(&flows, &slot);
@@ -54,8 +66,7 @@ static __always_inline bool is_flow_of_client(const struct flow *flow,
 					      const struct packet *packet)
 {
 	return flow->family == packet->family &&
-	       flow->protocol == packet->protocol &&
-	       flow->vip == packet->vip &&
+	       flow->protocol == packet->protocol && flow->vip == packet->vip &&
 	       flow->client_port == packet->source_port &&
 	       flow->service_port == packet->dest_port &&
 	       same_address(flow->client, packet->from, packet->family);
@@ -70,17 +81,17 @@ static __always_inline bool is_over(const struct flow *flow)
 	if (!flow->retired)
 		return false;
 	service = bpf_map_lookup_elem(&services, &place);
-	return !service || now() - flow->seen > service->closing;
+	return !service || age(flow) > service->closing;
 }
 
 /* The flow of a packet that a client sent, from the bucket of its hash. */
-static __always_inline bool find_flow_of_client(struct packet *packet)
+static __always_inline struct flow *find_flow_of_client(struct packet *packet)
 {
 	__u32 key = packet->hash & bucket_mask;
 	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
 
 	if (!bucket)
-		return false;
+		return NULL;
 	packet->insertions = *(volatile __u32 *)&bucket->insertions;
 	for (int i = 0; i < BUCKET_ENTRIES; i++) {
 		__u32 entry = *(volatile __u32 *)&bucket->entry[i];
@@ -91,62 +102,78 @@ static __always_inline bool find_flow_of_client(struct packet *packet)
 		flow = flow_at(entry & SLOT_MASK);
 		if (flow && is_flow_of_client(flow, packet) && !is_over(flow)) {
 			packet->slot = entry & SLOT_MASK;
-			packet->flow = flow;
-			return true;
+			return flow;
 		}
 	}
-	return false;
+	return NULL;
 }
 
 /* The flow of a packet that a backend sent: its port is the flow's slot. */
-static __always_inline bool find_flow_of_backend(struct packet *packet)
+static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 {
 	__u32 slot = (__u32)(packet->source - 1) << PORT_BITS |
 		     bpf_ntohs(packet->dest_port);
-	struct backend *backend;
+	const struct backend *backend;
 	struct flow *flow;
 	__u32 index;
 
 	if (!packet->source)
-		return false;
+		return NULL;
 	flow = flow_at(slot);
 	if (!flow || flow->family != packet->family ||
 	    flow->protocol != packet->protocol)
-		return false;
+		return NULL;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
 	if (!backend || backend->port != packet->source_port ||
 	    !same_address(backend->address, packet->from, packet->family) ||
 	    is_over(flow))
-		return false;
+		return NULL;
 	packet->slot = slot;
-	packet->flow = flow;
-	packet->backend = backend;
-	packet->backend_index = index;
-	return true;
+	packet->backend = index;
+	return flow;
 }
 
-/* The flow ends: its port goes to the end of the queue. */
-static __always_inline void retire_flow(struct flow *flow, __u32 slot)
+/*
+ * The flow ends: its port goes to the end of the queue. `hash` tells that the
+ * record still is of the flow that the caller means.
+ */
+static __always_inline void retire_flow(struct flow *flow, __u32 slot,
+					__u32 hash)
 {
 	__u32 source = slot >> PORT_BITS;
 	__u32 backend = flow->backend;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	__u32 tick = now();
-	bool was_retired;
+	bool retires;
 
 	if (!queue)
 		return;
 	bpf_spin_lock(&queue->lock);
-	was_retired = flow->retired;
-	if (!was_retired) {
+	retires = !flow->retired && flow->hash == hash;
+	if (retires) {
 		flow->retired = true;
 		flow->seen = tick;
 		queue->port[queue->tail++ % PORTS] = slot;
 	}
 	bpf_spin_unlock(&queue->lock);
-	if (!was_retired)
+	if (retires)
 		count_flow_ended(backend);
+}
+
+/* A closing flow whose client begins anew: no packet finds it any more. */
+static __always_inline void forget_flow(struct flow *flow, __u32 slot,
+					__u32 hash)
+{
+	__u32 source = slot >> PORT_BITS;
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	if (flow->retired && flow->hash == hash)
+		flow->family = 0;
+	bpf_spin_unlock(&queue->lock);
 }
 
 /*
@@ -157,10 +184,11 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
-	__u32 place, timeout;
+	__u32 place, timeout, hash;
 
 	if (!flow || !flow->family || flow->retired)
 		return 0;
+	hash = flow->hash;
 	place = flow->service;
 	service = bpf_map_lookup_elem(&services, &place);
 	if (!service)
@@ -169,8 +197,8 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (now() - flow->seen > timeout)
-		retire_flow(flow, slot);
+	if (age(flow) > timeout)
+		retire_flow(flow, slot, hash);
 	return 0;
 }
 
@@ -205,21 +233,41 @@ static __always_inline __u32 take_port(__u32 source)
 	return port;
 }
 
-/* Ends a closing flow for good: no packet finds it any more. */
-static __always_inline void forget_flow(struct flow *flow, __u32 slot)
+/* Takes the flow that rested on a port out of its bucket. */
+static __always_inline void unlink_flow(__u32 hash, __u32 slot)
 {
-	__u32 entry = (flow->hash & ~SLOT_MASK) | slot;
-	__u32 key = flow->hash & bucket_mask;
+	__u32 entry = (hash & ~SLOT_MASK) | slot;
+	__u32 key = hash & bucket_mask;
 	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
 
-	if (!flow->family || !bucket)
+	if (!bucket)
 		return;
 	bpf_spin_lock(&bucket->lock);
 	for (int i = 0; i < BUCKET_ENTRIES; i++)
 		if (bucket->entry[i] == entry)
 			bucket->entry[i] = 0;
 	bpf_spin_unlock(&bucket->lock);
+}
+
+/* Makes the record of a port just taken the caller's own, and empties it. */
+static __always_inline void claim_flow(struct flow *flow, __u32 slot,
+				       __u32 hash)
+{
+	__u32 source = slot >> PORT_BITS;
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	bool was_used = flow->state != FLOW_NONE;
+	__u32 old_hash;
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	old_hash = flow->hash;
+	flow->hash = hash;
 	flow->family = 0;
+	flow->retired = false;
+	bpf_spin_unlock(&queue->lock);
+	if (was_used)
+		unlink_flow(old_hash, slot);
 }
 
 enum link_result { LINKED, LINK_RACED, LINK_FULL };

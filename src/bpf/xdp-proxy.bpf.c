@@ -6,23 +6,23 @@
  */
 #include "answer.h"
 
-static __always_inline enum outcome from_backend(struct xdp_md *ctx,
-						 struct packet *packet)
+static __always_inline enum outcome
+from_backend(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 {
-	enum outcome outcome = check_packet(packet);
+	enum outcome outcome = check_packet(ctx, packet);
 
 	packet->direction = FROM_BACKEND;
-	return outcome ? outcome : return_packet(ctx, packet);
+	return outcome ? outcome : return_packet(ctx, packet, flow);
 }
 
-static __always_inline enum outcome from_client(struct xdp_md *ctx,
-						struct packet *packet)
+static __always_inline enum outcome
+from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 {
-	enum outcome outcome = check_packet(packet);
+	enum outcome outcome = check_packet(ctx, packet);
 
 	packet->direction = FROM_CLIENT;
 	if (!outcome)
-		outcome = flow_of_client(packet);
+		outcome = flow_of_client(packet, flow);
 	if (!outcome)
 		return forward_packet(ctx, packet);
 	if (outcome >= OUTCOME_RESET_NO_FLOW && outcome <= OUTCOME_SENT_LAST)
@@ -34,6 +34,7 @@ static __always_inline enum outcome walk(struct xdp_md *ctx,
 					 struct packet *packet)
 {
 	enum outcome outcome;
+	struct flow *flow;
 
 	outcome = parse_packet(ctx, packet);
 	if (outcome)
@@ -41,20 +42,22 @@ static __always_inline enum outcome walk(struct xdp_md *ctx,
 	outcome = find_address(packet);
 	if (outcome)
 		return outcome;
-	if (find_flow_of_backend(packet))
-		return from_backend(ctx, packet);
+	flow = find_flow_of_backend(packet);
+	if (flow)
+		return from_backend(ctx, packet, flow);
 	packet->hash = tuple_hash(packet, hash_seed);
-	if (!find_flow_of_client(packet))
+	flow = find_flow_of_client(packet);
+	if (!flow)
 		outcome = find_service(packet);
-	return outcome ? outcome : from_client(ctx, packet);
+	return outcome ? outcome : from_client(ctx, packet, flow);
 }
 
 SEC("xdp")
 int xdp_proxy(struct xdp_md *ctx)
 {
-	struct packet packet = {};
+	struct packet *packet = packet_at_hand();
 
-	return account(ctx, &packet, walk(ctx, &packet));
+	return packet ? account(packet, walk(ctx, packet)) : XDP_PASS;
 }
 
 /* Run by userspace now and then, never attached: ends flows in silence. */
