@@ -24,7 +24,7 @@ fn main() -> Result<()> {
         .clang_args([
             "-I".into(),
             root.join("vmlinux").into_os_string(),
-            "-mcpu=v2".into(),
+            "-mcpu=v3".into(),
             "-Wall".into(),
             "-Wextra".into(),
             "-Wno-unused-parameter".into(),

@@ -103,6 +103,8 @@ impl Datapath {
         rodata.address_mask = tables.addresses.len() as u32 - 1;
         rodata.service_mask = tables.services.len() as u32 - 1;
         rodata.bucket_mask = tables.buckets() as u32 - 1;
+        rodata.serves_ipv6 = tables.serves_ipv6.into();
+        rodata.serves_udp = tables.serves_udp.into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
 
@@ -436,7 +438,7 @@ static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 fn keep_libbpf_quiet() {
     libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| {
         let text = text.trim_end().to_owned();
-        tracing::debug!("{text}");if std::env::var_os("DEBUGV").is_some() {eprintln!("{text}");}
+        tracing::debug!("{text}");
         if let Ok(mut words) = LIBBPF_WORDS.lock() {
             words.push(text);
         }

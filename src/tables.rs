@@ -52,6 +52,10 @@ pub struct Tables {
     pub addresses: Vec<abi::address>,
     pub services: Vec<abi::service>,
     pub backends: Vec<BackendTable>,
+    /// Some service is of IPv6.
+    pub serves_ipv6: bool,
+    /// Some service is of UDP.
+    pub serves_udp: bool,
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
@@ -120,6 +124,11 @@ impl Tables {
             vips,
             sources: sources.into_iter().map(|(address, _)| address).collect(),
             backends,
+            serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
+            serves_udp: config
+                .services
+                .iter()
+                .any(|s| s.listen.protocol == Protocol::Udp),
             source_ports,
         };
         tables.addresses = tables.place_addresses();

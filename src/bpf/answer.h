@@ -121,7 +121,7 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 	if (bpf_xdp_adjust_tail(ctx, (int)(reset_bytes - packet->frame_bytes)))
 		return OUTCOME_DROPPED_NO_ROOM;
 
-	if (packet->family == AF_INET) {
+	if (!is_ipv6(packet)) {
 		struct iphdr *ip =
 			frame_at(ctx, packet->l3_offset, sizeof(*ip));
 
@@ -224,7 +224,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 
 	icmp_bytes =
 		sizeof(*icmp) + packet->l4_offset - packet->l3_offset + quoted;
-	if (packet->family == AF_INET)
+	if (!is_ipv6(packet))
 		headers = sizeof(struct iphdr);
 	else
 		headers = sizeof(struct ipv6hdr);
@@ -236,7 +236,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 		return OUTCOME_DROPPED_NO_ROOM;
 	copy_mac(eth->h_dest, macs);
 	copy_mac(eth->h_source, macs + ETH_ALEN);
-	if (packet->family == AF_INET) {
+	if (!is_ipv6(packet)) {
 		eth->h_proto = bpf_htons(ETH_P_IP);
 		write_ipv4((void *)(eth + 1), packet, IPPROTO_ICMP,
 			   headers + icmp_bytes);
@@ -266,9 +266,9 @@ static __always_inline enum outcome refuse_client(struct xdp_md *ctx,
 						  const struct packet *packet,
 						  enum outcome outcome)
 {
-	if (packet->protocol == IPPROTO_TCP)
+	if (!is_udp(packet))
 		return answer_tcp(ctx, outcome);
-	if (packet->family == AF_INET)
+	if (!is_ipv6(packet))
 		return answer_icmp(ctx, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH,
 				   outcome);
 	return answer_icmp(ctx, ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH,

@@ -46,7 +46,11 @@ static __always_inline __u16 update_checksum(__u16 checksum, __u32 delta)
 
 static __always_inline __u64 address_sum(const __be32 *address)
 {
-	return (__u64)address[0] + address[1] + address[2] + address[3];
+	__u64 sum = address[0];
+
+	if (serves_ipv6)
+		sum += (__u64)address[1] + address[2] + address[3];
+	return sum;
 }
 
 /* The same whichever of the two addresses comes first. */

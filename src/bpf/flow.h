@@ -106,7 +106,7 @@ static __always_inline bool begins_anew(const struct packet *packet,
 	const struct backend *backend;
 	__u32 index = flow->backend;
 
-	if (packet->protocol == IPPROTO_TCP)
+	if (!is_udp(packet))
 		return flow->retired;
 	backend = bpf_map_lookup_elem(&backends, &index);
 	return flow->retired || !backend || !backend->alive;
@@ -118,7 +118,7 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 {
 	__u8 flags = packet->flags;
 	bool opens =
-		packet->protocol != IPPROTO_TCP ||
+		is_udp(packet) ||
 		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 
 	if (flow && !(opens && begins_anew(packet, flow)))
@@ -167,13 +167,12 @@ static __always_inline void track_flow(const struct packet *packet,
 
 	if (flow->retired) {
 		/* A backend that goes on did not believe the RST (RFC 5961). */
-		if (packet->direction == FROM_BACKEND &&
-		    packet->protocol == IPPROTO_TCP &&
+		if (packet->direction == FROM_BACKEND && !is_udp(packet) &&
 		    !(packet->flags & (TCP_RST | TCP_FIN)))
 			flow->seen = tick;
 		return;
 	}
-	if (packet->protocol == IPPROTO_TCP)
+	if (!is_udp(packet))
 		track_tcp(packet, flow);
 	else
 		track_udp(packet, flow);

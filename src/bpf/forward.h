@@ -26,7 +26,7 @@ static __always_inline bool same_mac(const __u8 *one, const __u8 *other)
 static __always_inline __u16 for_protocol(const struct packet *packet,
 					  __u16 checksum)
 {
-	return packet->protocol == IPPROTO_UDP && !checksum ? 0xffff : checksum;
+	return is_udp(packet) && !checksum ? 0xffff : checksum;
 }
 
 /* What the packet's TCP or UDP checksum becomes. */
@@ -38,7 +38,7 @@ static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 	__u32 delta = (__u32)address_delta + port_delta;
 	__u16 segment_sum = 0;
 
-	if (packet->protocol == IPPROTO_UDP && !checksum)
+	if (is_udp(packet) && !checksum)
 		return 0;
 	if (!partial_checksums ||
 	    checksum_kind(ctx, packet, checksum, &flow->partial,
@@ -80,7 +80,7 @@ static __always_inline bool rewrite_packet(struct xdp_md *ctx,
 	eth = frame_at(ctx, 0, sizeof(*eth));
 	if (!old_checksum || !l4_ports || !eth)
 		return false;
-	if (packet->family == AF_INET) {
+	if (!is_ipv6(packet)) {
 		struct iphdr *ip =
 			frame_at(ctx, packet->l3_offset, sizeof(*ip));
 

@@ -21,6 +21,9 @@ const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
 const volatile __u32 address_mask = 0; /* entries of addresses, less 1 */
 const volatile __u32 service_mask = 0;
 const volatile __u32 bucket_mask = 0;
+/* What no service is of costs nothing: the verifier cuts it out. */
+const volatile __u8 serves_ipv6 = 0;
+const volatile __u8 serves_udp = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */

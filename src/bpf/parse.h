@@ -84,18 +84,29 @@ static __always_inline bool to_our_mac(const struct ethhdr *eth)
 static __always_inline void copy_address(__be32 *to, const __be32 *from)
 {
 	to[0] = from[0];
-	to[1] = from[1];
-	to[2] = from[2];
-	to[3] = from[3];
+	if (serves_ipv6) {
+		to[1] = from[1];
+		to[2] = from[2];
+		to[3] = from[3];
+	}
 }
 
-static __always_inline bool same_address(const __be32 *one, const __be32 *other,
-					 __u8 family)
+/* IPv4 addresses agree in the three words that are 0. */
+static __always_inline bool same_address(const __be32 *one, const __be32 *other)
 {
 	return one[0] == other[0] &&
-	       (family == AF_INET ||
-		(one[1] == other[1] && one[2] == other[2] &&
-		 one[3] == other[3]));
+	       (!serves_ipv6 || (one[1] == other[1] && one[2] == other[2] &&
+				 one[3] == other[3]));
+}
+
+static __always_inline bool is_ipv6(const struct packet *packet)
+{
+	return serves_ipv6 && packet->family == AF_INET6;
+}
+
+static __always_inline bool is_udp(const struct packet *packet)
+{
+	return serves_udp && packet->protocol == IPPROTO_UDP;
 }
 
 static __always_inline enum outcome
@@ -177,16 +188,17 @@ static __always_inline enum outcome parse_packet(struct xdp_md *ctx,
 	packet->l3_offset = sizeof(*eth);
 	if ((void *)(eth + 1) > data_end)
 		return OUTCOME_PASSED;
-	/* As one word each, so that IPv4 costs no more than it needs. */
-	*(__u64 *)&packet->from[2] = *(__u64 *)&packet->to[2] = 0;
-	packet->from[1] = packet->to[1] = 0;
+	if (serves_ipv6) {
+		packet->from[1] = packet->from[2] = packet->from[3] = 0;
+		packet->to[1] = packet->to[2] = packet->to[3] = 0;
+	}
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		outcome = parse_ipv4(packet, (void *)(eth + 1), data_end);
-	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+	else if (serves_ipv6 && eth->h_proto == bpf_htons(ETH_P_IPV6))
 		outcome = parse_ipv6(packet, (void *)(eth + 1), data_end);
 	if (outcome)
 		return outcome;
-	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+	if (packet->protocol != IPPROTO_TCP && !is_udp(packet))
 		return OUTCOME_PASSED;
 	if (!to_our_mac(eth))
 		return OUTCOME_PASSED;
@@ -207,9 +219,8 @@ static __always_inline __u32 l4_bytes(const struct packet *packet)
 static __always_inline __u16 *checksum_at(const struct xdp_md *ctx,
 					  const struct packet *packet)
 {
-	__u32 place = packet->protocol == IPPROTO_TCP ?
-			      offsetof(struct tcphdr, check) :
-			      offsetof(struct udphdr, check);
+	__u32 place = is_udp(packet) ? offsetof(struct udphdr, check) :
+				       offsetof(struct tcphdr, check);
 
 	return frame_at(ctx, packet->l4_offset + place, sizeof(__u16));
 }
@@ -224,7 +235,7 @@ static __always_inline enum outcome check_packet(struct xdp_md *ctx,
 
 	if (packet->fragment)
 		return OUTCOME_DROPPED_FRAGMENT;
-	if (packet->protocol == IPPROTO_TCP) {
+	if (!is_udp(packet)) {
 		/* As bytes: the kernel's bitfields moved between versions. */
 		const __u8 *tcp =
 			frame_at(ctx, packet->l4_offset, sizeof(struct tcphdr));
@@ -252,9 +263,8 @@ static __always_inline enum outcome check_packet(struct xdp_md *ctx,
 	    packet->l3_offset + packet->ip_bytes <
 		    packet->l4_offset + l4_bytes_min)
 		return OUTCOME_DROPPED_MALFORMED;
-	hops = packet->family == AF_INET ?
-		       ((const struct iphdr *)ip)->ttl :
-		       ip[offsetof(struct ipv6hdr, hop_limit)];
+	hops = ip[is_ipv6(packet) ? offsetof(struct ipv6hdr, hop_limit) :
+				    offsetof(struct iphdr, ttl)];
 	return hops <= 1 ? OUTCOME_DROPPED_TTL : OUTCOME_NEXT;
 }
 

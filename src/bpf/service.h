@@ -17,6 +17,8 @@ static __always_inline __u32 place_hash(__u64 key)
 
 static __always_inline __u64 address_key(const __be32 *address)
 {
+	if (!serves_ipv6)
+		return address[0];
 	return ((__u64)address[1] << 32 | address[0]) ^
 	       ((__u64)address[3] << 32 | address[2]) * 0xbf58476d1ce4e5b9ULL;
 }
@@ -35,8 +37,7 @@ static __always_inline enum outcome find_address(struct packet *packet)
 		if (!address || !address->family)
 			break;
 		if (address->family == packet->family &&
-		    same_address(address->address, packet->to,
-				 packet->family)) {
+		    same_address(address->address, packet->to)) {
 			packet->vip = address->vip;
 			packet->source = address->source;
 			return OUTCOME_NEXT;

@@ -55,7 +55,7 @@ static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 	__u64 tuple = (__u64)packet->from[0] << 32 |
 		      (__u32)packet->source_port << 16 | packet->dest_port;
 
-	if (packet->family == AF_INET6)
+	if (is_ipv6(packet))
 		tuple ^= mix(((__u64)packet->from[1] << 32 | packet->from[2]) ^
 			     seed) +
 			 packet->from[3];
@@ -69,7 +69,7 @@ static __always_inline bool is_flow_of_client(const struct flow *flow,
 	       flow->protocol == packet->protocol && flow->vip == packet->vip &&
 	       flow->client_port == packet->source_port &&
 	       flow->service_port == packet->dest_port &&
-	       same_address(flow->client, packet->from, packet->family);
+	       same_address(flow->client, packet->from);
 }
 
 /* Long finished, though its port was not needed again. */
@@ -126,8 +126,7 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
 	if (!backend || backend->port != packet->source_port ||
-	    !same_address(backend->address, packet->from, packet->family) ||
-	    is_over(flow))
+	    !same_address(backend->address, packet->from) || is_over(flow))
 		return NULL;
 	packet->slot = slot;
 	packet->backend = index;
