@@ -91,12 +91,17 @@ static __always_inline enum outcome flow_of_client(struct packet *packet)
 	__u8 flags = tcp_flags(packet->l4);
 	bool opens =
 		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	enum outcome outcome;
 	__u32 index;
 
-	if (packet->flow && packet->flow->retired && opens) {
-		/* The client uses its port again. */
-		forget_flow(packet->flow, packet->slot, packet->hash);
+	if (packet->flow && packet->flow->retired &&
+	    (opens || is_over(packet->flow))) {
+		/* The client uses its port again: of a service yet to be found. */
+		forget_flow(packet);
 		packet->flow = NULL;
+		outcome = find_service(packet);
+		if (outcome)
+			return outcome;
 	}
 	if (packet->flow) {
 		index = packet->flow->backend;

@@ -14,5 +14,6 @@ mod not_ours;
 mod ports;
 mod random;
 mod resets;
+mod reuse;
 mod services;
 mod shares;
