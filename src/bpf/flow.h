@@ -63,10 +63,10 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 	flow->service = packet->service;
 	flow->protocol = packet->ip->protocol;
 	set_deltas(flow, packet, address->address[0], bpf_htons(port));
-	flow->seen = now();
 	flow->state = FLOW_UNANSWERED;
 	flow->finished = 0;
 	flow->partial = 0;
+	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = AF_INET;
 	packet->flow = flow;
 	count_flow_begun(packet->backend_index);
@@ -146,7 +146,7 @@ static __always_inline void track_flow(const struct packet *packet)
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot, flow->hash);
+		retire_flow(flow, packet->slot, packet->hash);
 }
 
 #endif /* __XDP_PROXY_FLOW_H__ */

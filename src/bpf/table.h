@@ -117,7 +117,12 @@ static __always_inline bool find_flow_of_backend(struct packet *packet)
 	if (!packet->source)
 		return false;
 	flow = flow_at(slot);
-	if (!flow || !flow->family || flow->protocol != packet->ip->protocol)
+	if (!flow)
+		return false;
+	/* First: it tells later whether the record still is of this flow. */
+	packet->hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->protocol != packet->ip->protocol)
 		return false;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
@@ -139,9 +144,9 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 					__u32 hash)
 {
 	__u32 source = slot >> PORT_BITS;
-	__u32 backend = flow->backend;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	__u32 tick = now();
+	__u32 backend = 0;
 	bool retires;
 
 	if (!queue)
@@ -149,6 +154,7 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 	bpf_spin_lock(&queue->lock);
 	retires = !flow->retired && flow->hash == hash;
 	if (retires) {
+		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
 		queue->port[queue->tail++ % PORTS] = slot;
@@ -208,9 +214,13 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	const struct service *service;
 	__u32 place, timeout, hash;
 
-	if (!flow || !flow->family || flow->retired)
+	if (!flow)
 		return 0;
-	hash = flow->hash;
+	/* First, as claim_flow writes it last: what follows is of this flow. */
+	hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->retired)
+		return 0;
 	place = flow->service;
 	service = bpf_map_lookup_elem(&services, &place);
 	if (!service)
@@ -262,14 +272,17 @@ static __always_inline void claim_flow(struct flow *flow, __u32 slot,
 	__u32 source = slot >> PORT_BITS;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	bool was_used = flow->state != FLOW_NONE;
+	__u32 tick = now();
 	__u32 old_hash;
 
 	if (!queue)
 		return;
 	bpf_spin_lock(&queue->lock);
 	old_hash = flow->hash;
-	flow->hash = hash;
 	flow->family = 0;
+	flow->seen = tick;
+	barrier();
+	flow->hash = hash;
 	flow->retired = false;
 	bpf_spin_unlock(&queue->lock);
 	if (was_used)

@@ -12,6 +12,7 @@ mod headers;
 mod loading;
 mod not_ours;
 mod ports;
+mod races;
 mod random;
 mod resets;
 mod reuse;
