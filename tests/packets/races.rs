@@ -146,7 +146,10 @@ fn check_tables(rig: &Rig, ports: u16) -> u64 {
         if lives {
             alive += 1;
             assert!(entries.contains(&u32::from(port)), "not found: {flow:?}");
-            assert!(tuples.insert((flow.client[0], flow.client_port)), "{flow:?}");
+            assert!(
+                tuples.insert((flow.client[0], flow.client_port)),
+                "{flow:?}"
+            );
         }
     }
     let counters = rig.counters();
