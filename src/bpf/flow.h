@@ -79,10 +79,10 @@ __noinline int begin_flow(void)
 	flow->service = packet->service;
 	flow->protocol = packet->protocol;
 	set_deltas(flow, packet, backend, address->address, bpf_htons(port));
-	flow->seen = now();
 	flow->state = FLOW_UNANSWERED;
 	flow->finished = 0;
 	flow->partial = 0;
+	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = packet->family;
 	count_flow_begun(packet->backend);
 
@@ -97,19 +97,21 @@ __noinline int begin_flow(void)
 }
 
 /*
- * A client that uses its port again, and datagrams whose backend is gone,
- * begin anew.
+ * The packet is not of the flow that its tuple had: a client that uses its port
+ * again, after the flow has closed; or a datagram whose backend is gone.
  */
-static __always_inline bool begins_anew(const struct packet *packet,
-					const struct flow *flow)
+static __always_inline bool ends_here(const struct packet *packet,
+				      const struct flow *flow, bool opens)
 {
 	const struct backend *backend;
 	__u32 index = flow->backend;
 
+	if (flow->retired && (opens || is_over(flow)))
+		return true;
 	if (!is_udp(packet))
-		return flow->retired;
+		return false;
 	backend = bpf_map_lookup_elem(&backends, &index);
-	return flow->retired || !backend || !backend->alive;
+	return !backend || !backend->alive;
 }
 
 /* The flow of a client's packet: the one it has, or a new one, in slot. */
@@ -121,11 +123,15 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 		is_udp(packet) ||
 		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 
-	if (flow && !(opens && begins_anew(packet, flow)))
+	if (flow && !ends_here(packet, flow, opens))
 		return OUTCOME_NEXT;
 	if (flow) {
+		enum outcome outcome = find_service(packet);
+
 		retire_flow(flow, packet->slot, packet->hash);
-		forget_flow(flow, packet->slot, packet->hash);
+		forget_flow(packet, flow);
+		if (outcome)
+			return outcome;
 	}
 	if (opens)
 		return begin_flow();
@@ -148,7 +154,7 @@ static __always_inline void track_tcp(const struct packet *packet,
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot, flow->hash);
+		retire_flow(flow, packet->slot, packet->hash);
 }
 
 /* What a datagram tells: there is nothing to acknowledge. */

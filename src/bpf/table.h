@@ -100,7 +100,7 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet)
 		if ((entry ^ packet->hash) & ~SLOT_MASK)
 			continue;
 		flow = flow_at(entry & SLOT_MASK);
-		if (flow && is_flow_of_client(flow, packet) && !is_over(flow)) {
+		if (flow && is_flow_of_client(flow, packet)) {
 			packet->slot = entry & SLOT_MASK;
 			return flow;
 		}
@@ -120,7 +120,12 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 	if (!packet->source)
 		return NULL;
 	flow = flow_at(slot);
-	if (!flow || flow->family != packet->family ||
+	if (!flow)
+		return NULL;
+	/* First: it tells later whether the record still is of this flow. */
+	packet->hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (flow->family != packet->family ||
 	    flow->protocol != packet->protocol)
 		return NULL;
 	index = flow->backend;
@@ -141,9 +146,9 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 					__u32 hash)
 {
 	__u32 source = slot >> PORT_BITS;
-	__u32 backend = flow->backend;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	__u32 tick = now();
+	__u32 backend = 0;
 	bool retires;
 
 	if (!queue)
@@ -151,6 +156,7 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 	bpf_spin_lock(&queue->lock);
 	retires = !flow->retired && flow->hash == hash;
 	if (retires) {
+		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
 		queue->port[queue->tail++ % PORTS] = slot;
@@ -160,19 +166,44 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 		count_flow_ended(backend);
 }
 
-/* A closing flow whose client begins anew: no packet finds it any more. */
-static __always_inline void forget_flow(struct flow *flow, __u32 slot,
-					__u32 hash)
+/*
+ * Takes the flow that rested on a port out of its bucket; not where the port
+ * was taken meanwhile, if `rests`: then the entry may be the next flow's.
+ */
+static __always_inline void unlink_flow(const struct flow *flow, __u32 slot,
+					__u32 hash, bool rests)
 {
-	__u32 source = slot >> PORT_BITS;
+	__u32 entry = (hash & ~SLOT_MASK) | slot;
+	__u32 key = hash & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+
+	if (!bucket)
+		return;
+	bpf_spin_lock(&bucket->lock);
+	if (!rests || *(const volatile __u8 *)&flow->retired)
+		for (int i = 0; i < BUCKET_ENTRIES; i++)
+			if (bucket->entry[i] == entry)
+				bucket->entry[i] = 0;
+	bpf_spin_unlock(&bucket->lock);
+}
+
+/*
+ * A closing flow whose client begins anew: no packet finds it any more, and
+ * its place in the bucket is the next one's.
+ */
+static __always_inline void forget_flow(const struct packet *packet,
+					struct flow *flow)
+{
+	__u32 source = packet->slot >> PORT_BITS;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 
 	if (!queue)
 		return;
 	bpf_spin_lock(&queue->lock);
-	if (flow->retired && flow->hash == hash)
+	if (flow->retired && flow->hash == packet->hash)
 		flow->family = 0;
 	bpf_spin_unlock(&queue->lock);
+	unlink_flow(flow, packet->slot, packet->hash, true);
 }
 
 /*
@@ -185,9 +216,13 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	const struct service *service;
 	__u32 place, timeout, hash;
 
-	if (!flow || !flow->family || flow->retired)
+	if (!flow)
 		return 0;
-	hash = flow->hash;
+	/* First, as claim_flow writes it last: what follows is of this flow. */
+	hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->retired)
+		return 0;
 	place = flow->service;
 	service = bpf_map_lookup_elem(&services, &place);
 	if (!service)
@@ -232,22 +267,6 @@ static __always_inline __u32 take_port(__u32 source)
 	return port;
 }
 
-/* Takes the flow that rested on a port out of its bucket. */
-static __always_inline void unlink_flow(__u32 hash, __u32 slot)
-{
-	__u32 entry = (hash & ~SLOT_MASK) | slot;
-	__u32 key = hash & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
-
-	if (!bucket)
-		return;
-	bpf_spin_lock(&bucket->lock);
-	for (int i = 0; i < BUCKET_ENTRIES; i++)
-		if (bucket->entry[i] == entry)
-			bucket->entry[i] = 0;
-	bpf_spin_unlock(&bucket->lock);
-}
-
 /* Makes the record of a port just taken the caller's own, and empties it. */
 static __always_inline void claim_flow(struct flow *flow, __u32 slot,
 				       __u32 hash)
@@ -255,18 +274,21 @@ static __always_inline void claim_flow(struct flow *flow, __u32 slot,
 	__u32 source = slot >> PORT_BITS;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	bool was_used = flow->state != FLOW_NONE;
+	__u32 tick = now();
 	__u32 old_hash;
 
 	if (!queue)
 		return;
 	bpf_spin_lock(&queue->lock);
 	old_hash = flow->hash;
-	flow->hash = hash;
 	flow->family = 0;
+	flow->seen = tick;
+	barrier();
+	flow->hash = hash;
 	flow->retired = false;
 	bpf_spin_unlock(&queue->lock);
 	if (was_used)
-		unlink_flow(old_hash, slot);
+		unlink_flow(flow, slot, old_hash, false);
 }
 
 enum link_result { LINKED, LINK_RACED, LINK_FULL };
