@@ -74,7 +74,7 @@ pub struct ConfigArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "backend"])]
     pub config: Option<PathBuf>,
     /// Address and port that clients connect to; for several use -c FILE
-    #[arg(long, value_name = "VIP:PORT[/tcp]")]
+    #[arg(long, value_name = "VIP:PORT[/tcp|/udp]")]
     pub listen: Vec<String>,
     /// Server to spread connections over; may be repeated. Without a port it has
     /// the VIP's, without a weight 1

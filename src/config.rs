@@ -60,7 +60,7 @@ pub struct Input {
 pub enum Services {
     /// In a TOML file.
     File(PathBuf),
-    /// In flags: one `VIP:PORT[/tcp]` and a number of `ADDR[:PORT][,weight=N]`.
+    /// In flags: one `VIP:PORT[/tcp|/udp]` and a number of `ADDR[:PORT][,weight=N]`.
     Flags {
         listen: Vec<String>,
         backends: Vec<String>,

@@ -133,18 +133,24 @@ pub struct Backend {
 /// finer; at least one millisecond each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// The client has not yet acknowledged an answer of the backend.
+    /// TCP: the client has not yet acknowledged an answer of the backend. UDP:
+    /// the backend has not answered.
     pub unanswered: Duration,
     pub established: Duration,
-    /// Both sides have finished, or one has reset.
+    /// Both sides have finished, or one has reset. UDP flows are never closing.
     pub closing: Duration,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
+impl Timeouts {
+    /// The defaults for a protocol's services.
+    pub fn of(protocol: Protocol) -> Timeouts {
+        let (unanswered, established) = match protocol {
+            Protocol::Tcp => (5, 2 * 60 * 60),
+            Protocol::Udp => (30, 120),
+        };
         Timeouts {
-            unanswered: Duration::from_secs(5),
-            established: Duration::from_secs(2 * 60 * 60),
+            unanswered: Duration::from_secs(unanswered),
+            established: Duration::from_secs(established),
             closing: Duration::from_secs(10),
         }
     }

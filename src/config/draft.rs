@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::file::{FileBackend, FileService, FileTimeouts};
 use super::value::{self, FORWARDINGS, SCHEDULERS};
 use super::{ConfigError, HostPorts};
-use crate::service::{Backend, Listen, PortRanges, Service, Timeouts, WEIGHT_MAX};
+use crate::service::{Backend, Listen, PortRanges, Protocol, Service, Timeouts, WEIGHT_MAX};
 
 /// A service's keys as text.
 pub(super) struct Draft {
@@ -92,9 +92,9 @@ impl Draft {
             scheduler: self
                 .key("scheduler", &self.keys.scheduler, scheduler)?
                 .unwrap_or_default(),
-            source: self.source()?,
+            source: self.source(listen)?,
             source_ports: self.source_ports(host)?,
-            timeouts: self.timeouts()?,
+            timeouts: self.timeouts(listen.protocol)?,
             backends: self.backends(listen)?,
         })
     }
@@ -111,11 +111,12 @@ impl Draft {
         text.as_ref().map(parse).transpose()
     }
 
-    fn source(&self) -> Result<Vec<IpAddr>, ConfigError> {
+    fn source(&self, listen: Listen) -> Result<Vec<IpAddr>, ConfigError> {
         let mut source = Vec::new();
         for text in &self.keys.source {
             let error = |problem| self.error("source", Some(text), problem);
             let address = value::address(text).map_err(error)?;
+            same_family(listen, address).map_err(error)?;
             if source.contains(&address) {
                 return Err(error("is given twice; remove one".into()));
             }
@@ -142,13 +143,13 @@ impl Draft {
         }
     }
 
-    fn timeouts(&self) -> Result<Timeouts, ConfigError> {
+    fn timeouts(&self, protocol: Protocol) -> Result<Timeouts, ConfigError> {
         let FileTimeouts {
             unanswered,
             established,
             closing,
         } = &self.keys.timeouts;
-        let default = Timeouts::default();
+        let default = Timeouts::of(protocol);
         let timeout = |key: &str, written: &Option<toml::Value>, default| {
             let text = written.as_ref().map(|written| match written {
                 toml::Value::String(text) => text.clone(),
@@ -175,6 +176,7 @@ impl Draft {
                 ));
             };
             let address = value::backend_address(text, listen.port).map_err(error)?;
+            same_family(listen, address.ip()).map_err(error)?;
             let weight = written.weight.map_or(Ok(1), value::weight).map_err(error)?;
             if !seen.insert(address) {
                 let problem = format!("{address} is a backend of this service already; remove one");
@@ -191,4 +193,18 @@ impl Draft {
         }
         Ok(backends)
     }
+}
+
+/// Packets are not translated between IPv4 and IPv6.
+fn same_family(listen: Listen, address: IpAddr) -> value::Result<()> {
+    if listen.vip.is_ipv4() == address.is_ipv4() {
+        return Ok(());
+    }
+    let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    Err(format!(
+        "{address} is {}, the VIP {} is {}; give both of one family",
+        family(address),
+        listen.vip,
+        family(listen.vip)
+    ))
 }

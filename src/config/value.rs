@@ -3,7 +3,7 @@
 //! both give the same errors. An error is the problem and the mend in one line;
 //! the caller puts in front of it where the value was written.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::service::{Forwarding, Listen, Mode, PortRanges, Protocol, Scheduler, WEIGHT_MAX};
@@ -43,25 +43,28 @@ pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'sta
         .map_or("", |(word, _)| *word)
 }
 
-/// `VIP:PORT[/tcp]`.
+/// `VIP:PORT[/tcp|/udp]`.
 pub(super) fn listen(text: &str) -> Result<Listen> {
     let (endpoint, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    match protocol {
-        "tcp" => {}
-        "udp" => return Err("only TCP is balanced so far; write /tcp or nothing".into()),
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
         _ => {
             return Err(format!(
-                "{protocol:?} is no protocol; write /tcp or nothing"
+                "{protocol:?} is no protocol; write /tcp, /udp or nothing"
             ));
         }
-    }
+    };
     match host_and_port(endpoint)? {
         (vip, Some(port)) => Ok(Listen {
             vip,
             port,
-            protocol: Protocol::Tcp,
+            protocol,
         }),
-        (vip, None) => Err(format!("the port is missing, as in {vip}:80")),
+        (vip, None) => Err(format!(
+            "the port is missing, as in {}",
+            SocketAddr::new(vip, 80)
+        )),
     }
 }
 
@@ -103,27 +106,29 @@ fn weight_range() -> String {
     format!("the weight must be from 0 to {WEIGHT_MAX}")
 }
 
-/// A host's IPv4 address.
+/// A host's address; IPv6 with or without brackets.
 pub(super) fn address(text: &str) -> Result<IpAddr> {
     let unbracketed = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
-    if unbracketed.unwrap_or(text).parse::<Ipv6Addr>().is_ok() {
-        return Err("only IPv4 is balanced so far".into());
-    }
-    let address: Ipv4Addr = text.parse().map_err(|_| {
-        format!("{text:?} is no IPv4 address; write it as in 192.0.2.1 (names are not looked up)")
+    let parsed = match unbracketed {
+        Some(inside) => inside.parse::<Ipv6Addr>().map(IpAddr::V6),
+        None => text.parse::<IpAddr>(),
+    };
+    let address = parsed.map_err(|_| {
+        format!(
+            "{text:?} is no IP address; write it as in 192.0.2.1 or 2001:db8::1 (names are not \
+             looked up)"
+        )
     })?;
-    let kind = if address.is_unspecified() {
-        "the unspecified address"
-    } else if address.is_loopback() {
-        "a loopback address"
-    } else if address.is_multicast() {
-        "a multicast address"
-    } else if address.is_broadcast() {
-        "the broadcast address"
-    } else {
-        return Ok(address.into());
+    let kind = match address {
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_loopback() => "a loopback address",
+        _ if address.is_multicast() => "a multicast address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6's clothes",
+        _ => return Ok(address),
     };
     Err(format!("{address} is {kind}; give the address of one host"))
 }

@@ -96,7 +96,7 @@ pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
         scheduler: Scheduler::Maglev,
         source: vec![],
         source_ports: PortRanges::beside(32768..=60999).expect("ports"),
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts::of(Protocol::Tcp),
         backends: backends
             .iter()
             .map(|(address, weight)| Backend {

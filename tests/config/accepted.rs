@@ -19,7 +19,7 @@ fn a_service_with_only_the_needed_keys_has_every_default() {
     assert_eq!(service.listen.to_string(), "192.0.2.1:80/tcp");
     assert_eq!(service.source, Vec::<std::net::IpAddr>::new());
     assert_eq!(service.source_ports.to_string(), "1024-32767,61000-65535");
-    assert_eq!(service.timeouts, Timeouts::default());
+    assert_eq!(service.timeouts, Timeouts::of(Protocol::Tcp));
     assert_eq!(service.backends[0].weight, 1);
 }
 

@@ -25,15 +25,23 @@ fn a_bad_listen_is_named_with_the_mend() {
     );
     assert_eq!(key("192.0.2.1"), "the port is missing, as in 192.0.2.1:80");
     assert_eq!(
-        key("192.0.2.1:80/udp"),
-        "only TCP is balanced so far; write /tcp or nothing"
+        key("192.0.2.1:80/sctp"),
+        "\"sctp\" is no protocol; write /tcp, /udp or nothing"
     );
     assert_eq!(
-        key("192.0.2.1:80/sctp"),
-        "\"sctp\" is no protocol; write /tcp or nothing"
+        key("2001:db8::5"),
+        "the port is missing, as in [2001:db8::5]:80"
     );
-    assert_eq!(key("[2001:db8::5]:80"), "only IPv4 is balanced so far");
-    assert_eq!(key("2001:db8::5"), "only IPv4 is balanced so far");
+    for (address, kind) in [
+        ("::", "the unspecified address"),
+        ("::1", "a loopback address"),
+        ("ff02::1", "a multicast address"),
+        ("fe80::1", "a link-local address"),
+        ("::ffff:192.0.2.1", "an IPv4 address in IPv6's clothes"),
+    ] {
+        let expected = format!("{address} is {kind}; give the address of one host");
+        assert_eq!(key(&format!("[{address}]:80")), expected);
+    }
     for (address, kind) in [
         ("0.0.0.0", "the unspecified address"),
         ("127.0.0.1", "a loopback address"),
@@ -45,7 +53,7 @@ fn a_bad_listen_is_named_with_the_mend() {
     }
     assert_eq!(
         key("lb.example:80"),
-        "\"lb.example\" is no IPv4 address; write it as in 192.0.2.1 (names are not looked up)"
+        "\"lb.example\" is no IP address; write it as in 192.0.2.1 or 2001:db8::1 (names are not looked up)"
     );
 }
 
@@ -64,7 +72,10 @@ fn a_bad_backend_is_named_with_the_mend() {
         key("address = \"10.0.0.2\"\nweight = -1").ends_with("the weight must be from 0 to 256")
     );
     assert!(key("address = \"127.0.0.1\"").ends_with("give the address of one host"));
-    assert!(key("address = \"[2001:db8::5]\"").ends_with("only IPv4 is balanced so far"));
+    assert!(
+        key("address = \"[2001:db8::5]\"")
+            .ends_with("2001:db8::5 is IPv6, the VIP 192.0.2.1 is IPv4; give both of one family")
+    );
     assert!(key("weight = 1").contains("address is missing, as in address = \"192.0.2.10:80\""));
     assert_eq!(
         key("address = \"10.0.0.2\"\nweight = 0"),
