@@ -56,21 +56,24 @@
  * the host, up to OUTCOME_SENT_LAST it was sent, all others are drops.
  */
 enum outcome {
-	OUTCOME_NEXT,		  /* not decided yet: the next stage is asked */
-	OUTCOME_PASSED,		  /* not ours: to the host, untouched */
-	OUTCOME_FORWARDED,	  /* to a backend */
-	OUTCOME_RETURNED,	  /* to a client */
-	OUTCOME_RESET_NO_FLOW,	  /* RST: mid-stream, of no flow that we know */
-	OUTCOME_RESET_NO_BACKEND, /* RST: no backend can take a new flow */
-	OUTCOME_RESET_SNAT_EXHAUSTED, /* RST: no source port is left */
-	OUTCOME_SENT_LAST = OUTCOME_RESET_SNAT_EXHAUSTED,
+	OUTCOME_NEXT,	   /* not decided yet: the next stage is asked */
+	OUTCOME_PASSED,	   /* not ours: to the host, untouched */
+	OUTCOME_FORWARDED, /* to a backend */
+	OUTCOME_RETURNED,  /* to a client */
+	/* The sender was told: by RST, or by ICMP port unreachable for UDP. */
+	OUTCOME_REFUSED_NO_FLOW,	/* mid-stream, of no flow we know */
+	OUTCOME_REFUSED_NO_BACKEND,	/* nobody can take a new flow */
+	OUTCOME_REFUSED_SNAT_EXHAUSTED, /* no source port is left */
+	OUTCOME_REFUSED_LAST = OUTCOME_REFUSED_SNAT_EXHAUSTED,
+	OUTCOME_TIME_EXCEEDED, /* its time to live ran out, and ICMP told so */
+	OUTCOME_SENT_LAST = OUTCOME_TIME_EXCEEDED,
 	OUTCOME_DROPPED_MALFORMED, /* headers or lengths that contradict the frame */
-	OUTCOME_DROPPED_FRAGMENT,     /* a first fragment */
-	OUTCOME_DROPPED_TTL,	      /* its time to live has run out */
-	OUTCOME_DROPPED_NO_FLOW,      /* a RST of no flow: never answered */
+	OUTCOME_DROPPED_FRAGMENT,   /* a first fragment */
+	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often */
+	OUTCOME_DROPPED_NO_FLOW,    /* a RST of no flow: never answered */
 	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
 	OUTCOME_DROPPED_RACE,	 /* another CPU began the same flow just now */
-	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into a RST */
+	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
 	OUTCOMES,
 };
 

@@ -202,7 +202,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	__u64 sum = 0;
 
 	if (!packet || !may_send_icmp())
-		return outcome;
+		return OUTCOME_DROPPED_ICMP_LIMIT;
 	checksum = checksum_at(ctx, packet);
 	eth = frame_at(ctx, 0, sizeof(*eth));
 	if (!checksum || !eth)
@@ -261,17 +261,22 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	return outcome;
 }
 
-/* Only RESET_ outcomes come here; they stay what they are if all goes well. */
-static __always_inline enum outcome refuse_client(struct xdp_md *ctx,
-						  const struct packet *packet,
-						  enum outcome outcome)
+/* Tells the sender, where the outcome is one that it is told of. */
+static __always_inline enum outcome
+answer(struct xdp_md *ctx, const struct packet *packet, enum outcome outcome)
 {
+	bool v6 = is_ipv6(packet);
+
+	if (outcome == OUTCOME_TIME_EXCEEDED)
+		return answer_icmp(ctx,
+				   v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED,
+				   0, outcome);
+	if (outcome < OUTCOME_REFUSED_NO_FLOW || outcome > OUTCOME_REFUSED_LAST)
+		return outcome;
 	if (!is_udp(packet))
 		return answer_tcp(ctx, outcome);
-	if (!is_ipv6(packet))
-		return answer_icmp(ctx, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH,
-				   outcome);
-	return answer_icmp(ctx, ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH,
+	return answer_icmp(ctx, v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH,
+			   v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH,
 			   outcome);
 }
 

@@ -53,14 +53,14 @@ __noinline int begin_flow(void)
 	__u32 source, port;
 
 	if (!packet)
-		return OUTCOME_RESET_NO_BACKEND;
+		return OUTCOME_REFUSED_NO_BACKEND;
 	backend = pick_backend(packet);
 	if (!backend)
-		return OUTCOME_RESET_NO_BACKEND;
+		return OUTCOME_REFUSED_NO_BACKEND;
 	source = backend->source;
 	address = bpf_map_lookup_elem(&sources, &source);
 	if (!address)
-		return OUTCOME_RESET_NO_BACKEND;
+		return OUTCOME_REFUSED_NO_BACKEND;
 	port = take_port(source);
 	sweep(source, port ? SWEEP_STEP : SWEEP_SHORT, !port);
 	if (!port)
@@ -68,7 +68,7 @@ __noinline int begin_flow(void)
 	packet->slot = source << PORT_BITS | port;
 	flow = flow_at(packet->slot);
 	if (!port || !flow)
-		return OUTCOME_RESET_SNAT_EXHAUSTED;
+		return OUTCOME_REFUSED_SNAT_EXHAUSTED;
 	claim_flow(flow, packet->slot, packet->hash);
 
 	copy_address(flow->client, packet->from);
@@ -93,7 +93,7 @@ __noinline int begin_flow(void)
 	retire_flow(flow, packet->slot, packet->hash);
 	/* No bucket is full below four times the mean load. */
 	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :
-				      OUTCOME_RESET_SNAT_EXHAUSTED;
+				      OUTCOME_REFUSED_SNAT_EXHAUSTED;
 }
 
 /*
@@ -136,7 +136,7 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 	if (opens)
 		return begin_flow();
 	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
-				 OUTCOME_RESET_NO_FLOW;
+				 OUTCOME_REFUSED_NO_FLOW;
 }
 
 /* What a segment tells of the flow's state. */

@@ -265,7 +265,7 @@ static __always_inline enum outcome check_packet(struct xdp_md *ctx,
 		return OUTCOME_DROPPED_MALFORMED;
 	hops = ip[is_ipv6(packet) ? offsetof(struct ipv6hdr, hop_limit) :
 				    offsetof(struct iphdr, ttl)];
-	return hops <= 1 ? OUTCOME_DROPPED_TTL : OUTCOME_NEXT;
+	return hops <= 1 ? OUTCOME_TIME_EXCEEDED : OUTCOME_NEXT;
 }
 
 #endif /* __XDP_PROXY_PARSE_H__ */

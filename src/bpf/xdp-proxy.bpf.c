@@ -23,11 +23,7 @@ from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 	packet->direction = FROM_CLIENT;
 	if (!outcome)
 		outcome = flow_of_client(packet, flow);
-	if (!outcome)
-		return forward_packet(ctx, packet);
-	if (outcome >= OUTCOME_RESET_NO_FLOW && outcome <= OUTCOME_SENT_LAST)
-		return refuse_client(ctx, packet, outcome);
-	return outcome;
+	return outcome ? outcome : forward_packet(ctx, packet);
 }
 
 static __always_inline enum outcome walk(struct xdp_md *ctx,
@@ -56,8 +52,12 @@ SEC("xdp")
 int xdp_proxy(struct xdp_md *ctx)
 {
 	struct packet *packet = packet_at_hand();
+	enum outcome outcome;
 
-	return packet ? account(packet, walk(ctx, packet)) : XDP_PASS;
+	if (!packet)
+		return XDP_PASS;
+	outcome = walk(ctx, packet);
+	return account(packet, answer(ctx, packet, outcome));
 }
 
 /* Run by userspace now and then, never attached: ends flows in silence. */

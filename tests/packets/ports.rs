@@ -13,7 +13,7 @@ use crate::common::random::Random;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
-const EXHAUSTED: OutcomeCode = OutcomeCode::OUTCOME_RESET_SNAT_EXHAUSTED;
+const EXHAUSTED: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
 const BACKENDS: &[(&str, u16)] = &[("10.0.0.2:80", 1), ("10.0.0.3:80", 1)];
 
 fn with_ports(ports: PortRanges) -> Rig {

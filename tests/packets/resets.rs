@@ -8,7 +8,7 @@ use crate::common::case::*;
 use crate::common::frames::*;
 use crate::common::root_or_skip;
 
-const NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_RESET_NO_FLOW;
+const NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_NO_FLOW;
 const DROPPED_NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_NO_FLOW;
 
 const NO_FLOWS: &[Case] = &[

@@ -76,7 +76,7 @@ fn a_client_may_use_one_port_any_number_of_times() {
             connection.forward(RST);
         }
     }
-    assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_SNAT_EXHAUSTED), 0);
+    assert_eq!(rig.counter(OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED), 0);
 }
 
 /// The same where each comes long after the one before it has ended.

@@ -269,8 +269,8 @@ fn without_a_backend_that_answers_a_syn_gets_a_reset_and_flows_go_on() {
         }
         connection.is_reset(&connection.client_segment(ACK));
     }
-    assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_NO_BACKEND), 6);
-    assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_NO_FLOW), 2);
+    assert_eq!(rig.counter(OutcomeCode::OUTCOME_REFUSED_NO_BACKEND), 6);
+    assert_eq!(rig.counter(OutcomeCode::OUTCOME_REFUSED_NO_FLOW), 2);
     let mut old = Connection::resumed(&rig, 1, path);
     old.forward(PSH | ACK);
     old.reply(PSH | ACK);
