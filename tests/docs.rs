@@ -51,6 +51,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+fn sources() -> String {
+    let paths = files(&root().join("src"));
+    let texts = paths.iter().map(fs::read_to_string);
+    texts.map(|text| text.expect("sources are UTF-8")).collect()
+}
+
 /// The text between pairs of the mark.
 fn between<'a>(text: &'a str, mark: &str) -> Vec<&'a str> {
     text.split(mark).skip(1).step_by(2).collect()
@@ -109,10 +115,7 @@ fn every_file_that_is_named_exists() {
 
 #[test]
 fn every_function_that_is_named_exists() {
-    let sources: String = files(&root().join("src"))
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .collect();
+    let sources = sources();
     let mut count = 0;
     for (page, text) in pages() {
         for name in code(&text)
@@ -128,6 +131,21 @@ fn every_function_that_is_named_exists() {
         }
     }
     assert!(count > 20, "{count} functions were found");
+}
+
+#[test]
+fn quoted_code_is_the_real_code() {
+    let sources = sources();
+    for (page, text) in pages() {
+        let blocks = between(&text, "```");
+        let quotes = blocks.iter().filter_map(|block| block.strip_prefix("c\n"));
+        for line in quotes
+            .flat_map(str::lines)
+            .filter(|line| line.trim() != "...")
+        {
+            assert!(sources.contains(line), "{}: {line}", page.display());
+        }
+    }
 }
 
 #[test]
