@@ -167,7 +167,10 @@ fn a_flow_keeps_its_backend_when_the_look_up_table_changes() {
     let (paths, clients) = ([first.path(), other.path()], [first.client, other.client]);
     for (dead, begins_at) in [(0, 1), (1, 0)] {
         let gone = rig.backend_index(paths[dead].backend.into());
-        rig.tables.backends.iter_mut().for_each(|b| b.path.alive = true);
+        rig.tables
+            .backends
+            .iter_mut()
+            .for_each(|b| b.path.alive = true);
         rig.tables.backends[gone - 1].path.alive = false;
         rig.datapath.write_maglev(&rig.tables, 0).unwrap();
         for (path, client) in paths.iter().zip(clients) {
@@ -250,7 +253,10 @@ fn without_a_backend_that_answers_a_syn_gets_a_reset_and_flows_go_on() {
     let mut old = Connection::new(&rig, 1);
     old.open();
     let path = old.path();
-    rig.tables.backends.iter_mut().for_each(|b| b.path.alive = false);
+    rig.tables
+        .backends
+        .iter_mut()
+        .for_each(|b| b.path.alive = false);
     rig.datapath.write_maglev(&rig.tables, 0).unwrap();
 
     for sum in [Sum::Complete, Sum::Partial] {
