@@ -2,6 +2,8 @@
 //! What the tests share.
 #![allow(dead_code)]
 
+pub mod http;
+pub mod lab;
 pub mod rig;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
