@@ -34,7 +34,7 @@ has_nginx_stream() {
 as_root() { # ARGUMENTS of the script
 	[[ $EUID -eq 0 ]] && return
 	sudo -n true 2>/dev/null ||
-		fail "${0##*/} $* needs root: type 'sudo -v' first, or set LAB=docker"
+		fail "${0##*/}${*:+ $*} needs root: type 'sudo -v' first, or set LAB=docker"
 	exec sudo -n env "PATH=$PATH" "BINARY=$BINARY" "LAB=${LAB:-}" \
 		"LAB_ACCESS_LOG=${LAB_ACCESS_LOG:-}" \
 		"ROUNDS=${ROUNDS:-}" "ROUND_SECONDS=${ROUND_SECONDS:-}" \

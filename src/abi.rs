@@ -19,6 +19,8 @@ pub const PROBES: usize = 4;
 pub const PORTS: usize = 65_536;
 /// Bits of a slot that are the port (`PORT_BITS` in abi.h).
 pub const PORT_BITS: u32 = 16;
+/// The bits of a bucket's entry that are a slot (`SLOT_MASK` in abi.h).
+pub const SLOT_MASK: u32 = 0xf_ffff;
 /// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
 pub const SWEEP_ROUND: u32 = 64;
 /// Entries of a bucket (`BUCKET_ENTRIES` in abi.h).
@@ -38,6 +40,7 @@ unsafe impl plain::Plain for ip_address {}
 unsafe impl plain::Plain for maglev {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
+unsafe impl plain::Plain for types::bucket {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);

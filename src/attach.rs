@@ -73,10 +73,7 @@ pub async fn load_and_attach(
     tables: &Tables,
     interface: &Interface,
 ) -> Result<(Datapath, Attachment)> {
-    let there = datapath::attached(interface.index)?;
-    if let Some(other) = there.as_ref().filter(|there| !there.is_ours()) {
-        bail!("{}", foreign(interface, other));
-    }
+    own_program(interface)?;
     check_interface(config.mode, interface).await?;
     let hooks = hooks(config.mode, interface);
     let seed = tables::random_seed();
@@ -89,7 +86,13 @@ pub async fn load_and_attach(
         };
         let attempt = Datapath::load(tables, &settings).and_then(|mut datapath| {
             datapath.write_interface(interface.mac, interface.mtu)?;
-            put_on(&datapath, interface, *hook, there.as_ref())?;
+            // Asked again: an earlier attempt may have removed it.
+            put_on(
+                &datapath,
+                interface,
+                *hook,
+                own_program(interface)?.as_ref(),
+            )?;
             Ok(datapath)
         });
         match attempt {
@@ -120,6 +123,18 @@ pub async fn load_and_attach(
         }
     }
     bail!("no mode to attach to {} in", interface.name)
+}
+
+/// What a dead `xdp-proxy` left on the interface.
+///
+/// # Errors
+/// A program that is not ours is there.
+fn own_program(interface: &Interface) -> Result<Option<Attached>> {
+    let there = datapath::attached(interface.index)?;
+    match there.as_ref().filter(|there| !there.is_ours()) {
+        Some(other) => bail!("{}", foreign(interface, other)),
+        None => Ok(there),
+    }
 }
 
 /// Attaches, in the place of a program that a dead `xdp-proxy` left, if any.

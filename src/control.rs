@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::mem;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
@@ -24,6 +25,8 @@ const PREFIX: &str = "xdp-proxy/";
 /// A request is a few words; a client has this long to say them.
 const REQUEST_BYTES_MAX: u64 = 4096;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the daemon waits where no more clients fit.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a client waits for the daemon.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -83,8 +86,15 @@ impl Control {
         let listener = tokio::net::UnixListener::from_std(listener)?;
         let (sender, calls) = mpsc::channel(16);
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, sender.clone()));
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(tokio::spawn(serve(stream, sender.clone()))),
+                    // Too many clients: those that say nothing leave by the deadline.
+                    Err(error) => {
+                        tracing::debug!("a client of the control socket is to wait: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
             }
         });
         Ok(Control { calls })
@@ -128,7 +138,8 @@ async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Cal
     }
 }
 
-/// Asks the daemon on an interface; `None` if none runs there.
+/// Asks the daemon on an interface; `None` if none runs there, or it ended
+/// before it answered.
 pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
     let mut stream = match UnixStream::connect_addr(&address(interface)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(None),
@@ -137,13 +148,22 @@ pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
     stream.set_read_timeout(Some(RESPONSE_DEADLINE))?;
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
-    stream
-        .write_all(line.as_bytes())
-        .context("asking the daemon")?;
-    line.clear();
-    BufReader::new(stream)
-        .read_line(&mut line)
-        .context("waiting for the daemon's answer")?;
+    let request = mem::take(&mut line);
+    let answered = stream
+        .write_all(request.as_bytes())
+        .and_then(|()| BufReader::new(stream).read_line(&mut line));
+    match answered {
+        Ok(0) => return Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            ) =>
+        {
+            return Ok(None);
+        }
+        answered => answered.context("waiting for the daemon's answer")?,
+    };
     let response =
         serde_json::from_str(&line).context("the daemon's answer is of another version")?;
     Ok(Some(response))

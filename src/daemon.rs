@@ -253,7 +253,7 @@ impl Daemon {
             let table = &self.tables.backends[index - 1];
             let address = table.backend.address;
             let old = table.path;
-            let new = old.followed_by(path_of(&self.neighbours, address.ip()));
+            let new = table.path_after(path_of(&self.neighbours, address.ip()));
             if new == old {
                 continue;
             }

@@ -307,6 +307,35 @@ impl Datapath {
         copy_from_bytes(&bytes)
     }
 
+    /// The ports of a source address that wait for use, the next one first.
+    pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let bytes = self
+            .skeleton
+            .maps
+            .ports
+            .lookup(&(source as u32).to_ne_bytes(), MapFlags::ANY)?
+            .context("no such source address")?;
+        let queue: &types::ports = plain::from_bytes(&bytes)
+            .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
+        let waiting = queue.tail.wrapping_sub(queue.head);
+        Ok((0..waiting)
+            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
+            .collect())
+    }
+
+    /// The slots that a bucket of the flow table names.
+    pub fn bucket(&self, index: usize) -> Result<Vec<u32>> {
+        let bytes = self
+            .skeleton
+            .maps
+            .buckets
+            .lookup(&(index as u32).to_ne_bytes(), MapFlags::ANY)?
+            .context("no such bucket")?;
+        let bucket: types::bucket = copy_from_bytes(&bytes)?;
+        let used = bucket.entry.iter().filter(|entry| **entry != 0);
+        Ok(used.map(|entry| entry & abi::SLOT_MASK).collect())
+    }
+
     /// The program that packets meet.
     pub fn program(&self) -> &ProgramMut<'static> {
         &self.skeleton.progs.xdp_proxy

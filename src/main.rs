@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Parse, dispatch, exit code: 0 done, 1 failed, 2 bad usage or configuration.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -17,7 +18,8 @@ fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xdp-proxy: {error:#}");
+            // Nobody may read it any more; that is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "xdp-proxy: {error:#}");
             ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
         }
     }
@@ -46,7 +48,6 @@ fn load(args: ConfigArgs) -> Result<Config> {
 }
 
 fn print(text: &str) -> Result<()> {
-    use std::io::Write as _;
     std::io::stdout()
         .write_all(text.as_bytes())
         .context("writing to stdout")
@@ -64,6 +65,8 @@ fn log_to_stderr(args: &RunArgs) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
+        // It would tell stderr that stderr can't be written to, and panic.
+        .log_internal_errors(false)
         .with_max_level(level)
         .init();
 }

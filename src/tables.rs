@@ -18,7 +18,20 @@ use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service
 pub struct BackendTable {
     pub service: usize,
     pub backend: Backend,
+    /// The source address that the configuration gives it, whatever the routes say.
+    pub source: Option<IpAddr>,
     pub path: Path,
+}
+
+impl BackendTable {
+    /// The path after news of it.
+    pub fn path_after(&self, news: Path) -> Path {
+        let path = self.path.followed_by(news);
+        Path {
+            source: self.source.or(path.source),
+            ..path
+        }
+    }
 }
 
 /// How packets reach a backend, as far as it is known.
@@ -79,13 +92,14 @@ impl Tables {
             }
             let first = backends.len();
             for backend in &service.backends {
-                let mut path = path_of(backend.address.ip());
-                path.source = service.source.first().copied().or(path.source);
-                backends.push(BackendTable {
+                let mut table = BackendTable {
                     service: index,
                     backend: *backend,
-                    path,
-                });
+                    source: service.source.first().copied(),
+                    path: Path::default(),
+                };
+                table.path = table.path_after(path_of(backend.address.ip()));
+                backends.push(table);
             }
             let reached_from = backends[first..].iter().filter_map(|b| b.path.source);
             for address in service.source.iter().copied().chain(reached_from) {

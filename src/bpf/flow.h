@@ -53,7 +53,7 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 	flow = flow_at(packet->slot);
 	if (!port || !flow)
 		return OUTCOME_RESET_SNAT_EXHAUSTED;
-	forget_flow(flow, packet->slot);
+	claim_flow(flow, packet->slot, packet->hash);
 
 	flow->client[0] = packet->ip->saddr;
 	flow->client_port = packet->source_port;
@@ -62,13 +62,11 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 	flow->backend = packet->backend_index;
 	flow->service = packet->service;
 	flow->protocol = packet->ip->protocol;
-	flow->hash = packet->hash;
 	set_deltas(flow, packet, address->address[0], bpf_htons(port));
-	flow->seen = now();
 	flow->state = FLOW_UNANSWERED;
 	flow->finished = 0;
 	flow->partial = 0;
-	flow->retired = false;
+	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = AF_INET;
 	packet->flow = flow;
 	count_flow_begun(packet->backend_index);
@@ -78,11 +76,11 @@ static __always_inline enum outcome begin_flow(struct packet *packet)
 		return OUTCOME_NEXT;
 	case LINK_RACED:
 		flow->family = 0;
-		retire_flow(flow, packet->slot);
+		retire_flow(flow, packet->slot, packet->hash);
 		return OUTCOME_DROPPED_RACE;
 	default: /* never met below 16 times the bucket's mean load */
 		flow->family = 0;
-		retire_flow(flow, packet->slot);
+		retire_flow(flow, packet->slot, packet->hash);
 		return OUTCOME_RESET_SNAT_EXHAUSTED;
 	}
 }
@@ -93,12 +91,17 @@ static __always_inline enum outcome flow_of_client(struct packet *packet)
 	__u8 flags = tcp_flags(packet->l4);
 	bool opens =
 		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	enum outcome outcome;
 	__u32 index;
 
-	if (packet->flow && packet->flow->retired && opens) {
-		/* The client uses its port again. */
-		forget_flow(packet->flow, packet->slot);
+	if (packet->flow && packet->flow->retired &&
+	    (opens || is_over(packet->flow))) {
+		/* The client uses its port again: of a service yet to be found. */
+		forget_flow(packet);
 		packet->flow = NULL;
+		outcome = find_service(packet);
+		if (outcome)
+			return outcome;
 	}
 	if (packet->flow) {
 		index = packet->flow->backend;
@@ -143,7 +146,7 @@ static __always_inline void track_flow(const struct packet *packet)
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot);
+		retire_flow(flow, packet->slot, packet->hash);
 }
 
 #endif /* __XDP_PROXY_FLOW_H__ */

@@ -20,7 +20,7 @@ struct packet {
 	/* What the packet turned out to belong to. */
 	__u16 vip;	  /* the destination as a VIP, or 0 */
 	__u16 source;	  /* the destination as a source address + 1, or 0 */
-	__u32 hash;	  /* of the tuple, where it came from a client */
+	__u32 hash;	  /* of the client's tuple */
 	__u32 insertions; /* into its bucket when it was searched */
 	__u32 service;	  /* place of the service in services */
 	__u32 slot;

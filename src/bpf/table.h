@@ -22,6 +22,18 @@ static __always_inline __u32 now(void)
 	return bpf_jiffies64();
 }
 
+/*
+ * Ticks since the flow's last packet. The clock is read last: another CPU may
+ * have moved `seen` meanwhile, and a flow from the future is a young one.
+ */
+static __always_inline __u32 age(const struct flow *flow)
+{
+	__u32 seen = *(const volatile __u32 *)&flow->seen;
+	__u32 ticks = now() - seen;
+
+	return (__s32)ticks < 0 ? 0 : ticks;
+}
+
 static __always_inline struct flow *flow_at(__u32 slot)
 {
 	return bpf_map_lookup_elem(&flows, &slot);
@@ -65,7 +77,7 @@ static __always_inline bool is_over(const struct flow *flow)
 	if (!flow->retired)
 		return false;
 	service = bpf_map_lookup_elem(&services, &place);
-	return !service || now() - flow->seen > service->closing;
+	return !service || age(flow) > service->closing;
 }
 
 /* The flow of a packet that a client sent, from the bucket of its hash. */
@@ -84,7 +96,7 @@ static __always_inline bool find_flow_of_client(struct packet *packet)
 		if ((entry ^ packet->hash) & ~SLOT_MASK)
 			continue;
 		flow = flow_at(entry & SLOT_MASK);
-		if (flow && is_flow_of_client(flow, packet) && !is_over(flow)) {
+		if (flow && is_flow_of_client(flow, packet)) {
 			packet->slot = entry & SLOT_MASK;
 			packet->flow = flow;
 			return true;
@@ -105,7 +117,12 @@ static __always_inline bool find_flow_of_backend(struct packet *packet)
 	if (!packet->source)
 		return false;
 	flow = flow_at(slot);
-	if (!flow || !flow->family || flow->protocol != packet->ip->protocol)
+	if (!flow)
+		return false;
+	/* First: it tells later whether the record still is of this flow. */
+	packet->hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->protocol != packet->ip->protocol)
 		return false;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
@@ -119,27 +136,72 @@ static __always_inline bool find_flow_of_backend(struct packet *packet)
 	return true;
 }
 
-/* The flow ends: its port goes to the end of the queue. */
-static __always_inline void retire_flow(struct flow *flow, __u32 slot)
+/*
+ * The flow ends: its port goes to the end of the queue. `hash` tells that the
+ * record still is of the flow that the caller means.
+ */
+static __always_inline void retire_flow(struct flow *flow, __u32 slot,
+					__u32 hash)
 {
 	__u32 source = slot >> PORT_BITS;
-	__u32 backend = flow->backend;
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	__u32 tick = now();
-	bool was_retired;
+	__u32 backend = 0;
+	bool retires;
 
 	if (!queue)
 		return;
 	bpf_spin_lock(&queue->lock);
-	was_retired = flow->retired;
-	if (!was_retired) {
+	retires = !flow->retired && flow->hash == hash;
+	if (retires) {
+		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
 		queue->port[queue->tail++ % PORTS] = slot;
 	}
 	bpf_spin_unlock(&queue->lock);
-	if (!was_retired)
+	if (retires)
 		count_flow_ended(backend);
+}
+
+/*
+ * Takes the flow that rested on a port out of its bucket; not where the port
+ * was taken meanwhile, if `rests`: then the entry may be the next flow's.
+ */
+static __always_inline void unlink_flow(const struct flow *flow, __u32 slot,
+					__u32 hash, bool rests)
+{
+	__u32 entry = (hash & ~SLOT_MASK) | slot;
+	__u32 key = hash & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+
+	if (!bucket)
+		return;
+	bpf_spin_lock(&bucket->lock);
+	if (!rests || *(const volatile __u8 *)&flow->retired)
+		for (int i = 0; i < BUCKET_ENTRIES; i++)
+			if (bucket->entry[i] == entry)
+				bucket->entry[i] = 0;
+	bpf_spin_unlock(&bucket->lock);
+}
+
+/*
+ * A closing flow whose client begins anew: no packet finds it any more, and
+ * its place in the bucket is the next one's.
+ */
+static __always_inline void forget_flow(const struct packet *packet)
+{
+	__u32 source = packet->slot >> PORT_BITS;
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	struct flow *flow = packet->flow;
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	if (flow->retired && flow->hash == packet->hash)
+		flow->family = 0;
+	bpf_spin_unlock(&queue->lock);
+	unlink_flow(flow, packet->slot, packet->hash, true);
 }
 
 /*
@@ -150,9 +212,14 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
-	__u32 place, timeout;
+	__u32 place, timeout, hash;
 
-	if (!flow || !flow->family || flow->retired)
+	if (!flow)
+		return 0;
+	/* First, as claim_flow writes it last: what follows is of this flow. */
+	hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->retired)
 		return 0;
 	place = flow->service;
 	service = bpf_map_lookup_elem(&services, &place);
@@ -162,8 +229,8 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (now() - flow->seen > timeout)
-		retire_flow(flow, slot);
+	if (age(flow) > timeout)
+		retire_flow(flow, slot, hash);
 	return 0;
 }
 
@@ -198,21 +265,28 @@ static __always_inline __u32 take_port(__u32 source)
 	return port;
 }
 
-/* Ends a closing flow for good: no packet finds it any more. */
-static __always_inline void forget_flow(struct flow *flow, __u32 slot)
+/* Makes the record of a port just taken the caller's own, and empties it. */
+static __always_inline void claim_flow(struct flow *flow, __u32 slot,
+				       __u32 hash)
 {
-	__u32 entry = (flow->hash & ~SLOT_MASK) | slot;
-	__u32 key = flow->hash & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+	__u32 source = slot >> PORT_BITS;
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	bool was_used = flow->state != FLOW_NONE;
+	__u32 tick = now();
+	__u32 old_hash;
 
-	if (!flow->family || !bucket)
+	if (!queue)
 		return;
-	bpf_spin_lock(&bucket->lock);
-	for (int i = 0; i < BUCKET_ENTRIES; i++)
-		if (bucket->entry[i] == entry)
-			bucket->entry[i] = 0;
-	bpf_spin_unlock(&bucket->lock);
+	bpf_spin_lock(&queue->lock);
+	old_hash = flow->hash;
 	flow->family = 0;
+	flow->seen = tick;
+	barrier();
+	flow->hash = hash;
+	flow->retired = false;
+	bpf_spin_unlock(&queue->lock);
+	if (was_used)
+		unlink_flow(flow, slot, old_hash, false);
 }
 
 enum link_result { LINKED, LINK_RACED, LINK_FULL };

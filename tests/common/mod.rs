@@ -2,8 +2,12 @@
 //! What the tests share.
 #![allow(dead_code)]
 
+pub mod case;
+pub mod connection;
+pub mod frames;
 pub mod http;
 pub mod lab;
+pub mod random;
 pub mod rig;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! A loaded program that packets are run through by BPF_PROG_TEST_RUN.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use libbpf_rs::ProgramInput;
 use xdp_proxy::abi::OutcomeCode;
@@ -10,13 +10,17 @@ use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
     Backend, Config, Forwarding, Listen, Mode, PortRanges, Protocol, Scheduler, Service, Timeouts,
 };
-use xdp_proxy::tables::{Path, Tables};
+use xdp_proxy::stats::Counters;
+use xdp_proxy::tables::{BackendTable, Path, Tables};
 
 pub const LB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 pub const MTU_BYTES: u32 = 1500;
+
+/// The longest frame that BPF_PROG_TEST_RUN takes, and more.
+pub const FRAME_BYTES_MAX: usize = 4096;
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
@@ -33,7 +37,43 @@ pub fn backend_mac(address: IpAddr) -> [u8; 6] {
 pub struct Rig {
     pub datapath: Datapath,
     pub tables: Tables,
+    pub settings: Settings,
+    /// Packets that were run.
+    pub ran: Cell<u64>,
 }
+
+/// Exact accounting: whatever a test did, every packet was counted once.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let packets = self.counters().packets();
+            assert_eq!(packets.received, self.ran.get(), "{packets:?}");
+            let sent: u64 = packets.sent.values().sum();
+            let dropped: u64 = packets.dropped.values().sum();
+            assert_eq!(packets.passed + sent + dropped, packets.received);
+        }
+    }
+}
+
+/// Nobody's sums are left to be completed: a physical interface.
+pub const WHOLE: Settings = Settings {
+    hash_seed: 7,
+    partial_checksums: false,
+    complete_checksums: false,
+    offload_to: None,
+};
+
+/// veth in generic mode: the kernel completes the sums.
+pub const GENERIC: Settings = Settings {
+    partial_checksums: true,
+    ..WHOLE
+};
+
+/// veth in native mode: the program completes the sums.
+pub const NATIVE: Settings = Settings {
+    complete_checksums: true,
+    ..GENERIC
+};
 
 /// What the program did with a packet.
 #[derive(Debug)]
@@ -75,17 +115,20 @@ pub fn config(services: Vec<Service>) -> Config {
     }
 }
 
+/// Every backend is reached directly, from [`SOURCE`], and answers.
+pub fn tables(config: &Config) -> Tables {
+    let tick = datapath::tick().expect("the kernel's tick");
+    Tables::new(config, tick, |address| Path {
+        mac: Some(backend_mac(address)),
+        source: Some(SOURCE.into()),
+        alive: true,
+    })
+    .expect("tables")
+}
+
 impl Rig {
-    /// Every backend is reached directly, from [`SOURCE`], and answers.
     pub fn new(config: &Config, settings: Settings) -> Rig {
-        let tick = datapath::tick().expect("the kernel's tick");
-        let tables = Tables::new(config, tick, |address| Path {
-            mac: Some(backend_mac(address)),
-            source: Some(SOURCE.into()),
-            alive: true,
-        })
-        .expect("tables");
-        Rig::with_tables(tables, settings)
+        Rig::with_tables(tables(config), settings)
     }
 
     pub fn with_tables(tables: Tables, settings: Settings) -> Rig {
@@ -93,14 +136,28 @@ impl Rig {
         datapath
             .write_interface(LB_MAC, MTU_BYTES)
             .expect("writing the interface");
-        Rig { datapath, tables }
+        Rig {
+            datapath,
+            tables,
+            settings,
+            ran: Cell::new(0),
+        }
     }
 
     pub fn run(&self, frame: &[u8]) -> Ran {
-        let mut out = vec![0; 4096];
+        let mut out = [0; FRAME_BYTES_MAX];
+        let (verdict, frame) = self.run_into(frame, &mut out);
+        Ran {
+            verdict,
+            frame: frame.to_vec(),
+        }
+    }
+
+    /// The same without an allocation: the verdict, and the frame within `out`.
+    pub fn run_into<'a>(&self, frame: &'a [u8], out: &'a mut [u8]) -> (u32, &'a [u8]) {
         let input = ProgramInput {
             data_in: Some(frame),
-            data_out: Some(&mut out),
+            data_out: Some(out),
             ..Default::default()
         };
         let output = self
@@ -108,21 +165,28 @@ impl Rig {
             .program()
             .test_run(input)
             .expect("running a packet");
-        let bytes = output.data.expect("the packet comes back").len();
-        let verdict = output.return_value;
-        out.truncate(bytes);
-        Ran {
-            verdict,
-            frame: out,
-        }
+        self.ran.set(self.ran.get() + 1);
+        (
+            output.return_value,
+            output.data.expect("the packet comes back"),
+        )
     }
 
-    pub fn counter(&self, code: OutcomeCode) -> u64 {
+    /// The index (from 1) of a backend.
+    pub fn backend_index(&self, address: std::net::SocketAddr) -> usize {
+        let place = |table: &BackendTable| table.backend.address == address;
+        let index = self.tables.backends.iter().position(place);
+        index.unwrap_or_else(|| panic!("{address} is no backend")) + 1
+    }
+
+    /// All counters as they stand.
+    pub fn counters(&self) -> Counters {
         self.datapath
             .counters(self.tables.backends.len())
             .expect("counters")
-            .of(code)
+    }
+
+    pub fn counter(&self, code: OutcomeCode) -> u64 {
+        self.counters().of(code)
     }
 }
-
-pub const SECOND: Duration = Duration::from_secs(1);

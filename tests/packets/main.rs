@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Packets through the loaded program (BPF_PROG_TEST_RUN): every one of these
+//! tests needs root, and none of them an interface.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod checksums;
+mod expiry;
+mod flows;
+mod headers;
+mod loading;
+mod not_ours;
+mod ports;
+mod races;
+mod random;
+mod resets;
+mod reuse;
+mod services;
+mod shares;

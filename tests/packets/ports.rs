@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Source ports: none is given twice, all of them are used, and each comes
+//! back.
+
+use std::collections::HashSet;
+
+use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::service::PortRanges;
+
+use crate::common::connection::*;
+use crate::common::frames::*;
+use crate::common::random::Random;
+use crate::common::rig::*;
+use crate::common::root_or_skip;
+
+const EXHAUSTED: OutcomeCode = OutcomeCode::OUTCOME_RESET_SNAT_EXHAUSTED;
+const BACKENDS: &[(&str, u16)] = &[("10.0.0.2:80", 1), ("10.0.0.3:80", 1)];
+
+fn with_ports(ports: PortRanges) -> Rig {
+    let mut service = service("10.0.0.5:80", BACKENDS);
+    service.source_ports = ports;
+    Rig::new(&config(vec![service]), GENERIC)
+}
+
+fn few_ports(last: u16) -> Rig {
+    with_ports(PortRanges::new(vec![2000..=last]).unwrap())
+}
+
+#[test]
+fn every_port_is_used_before_the_first_client_is_refused() {
+    if !root_or_skip("every_port_is_used_before_the_first_client_is_refused") {
+        return;
+    }
+    for last in [2000, 2001, 2006, 2063, 2200] {
+        let rig = few_ports(last);
+        let count = u32::from(last) - 1999;
+        let mut used = HashSet::new();
+        for number in 0..count {
+            let mut connection = Connection::new(&rig, number);
+            assert!(connection.try_open(), "flow {number} of {count}");
+            assert!((2000..=last).contains(&connection.port()));
+            assert!(used.insert(connection.port()));
+        }
+        assert_eq!(rig.counter(EXHAUSTED), 0);
+        let mut late = Connection::new(&rig, count);
+        assert!(!late.try_syn(), "a flow too many");
+        assert!(!late.try_syn(), "the same again");
+        assert_eq!(rig.counter(EXHAUSTED), 2);
+    }
+}
+
+#[test]
+fn a_refused_client_gets_in_as_soon_as_another_flow_closes() {
+    if !root_or_skip("a_refused_client_gets_in_as_soon_as_another_flow_closes") {
+        return;
+    }
+    let rig = few_ports(2003);
+    let mut flows: Vec<Connection> = (0..4).map(|n| Connection::new(&rig, n)).collect();
+    flows.iter_mut().for_each(Connection::open);
+    let mut late = Connection::new(&rig, 4);
+    assert!(!late.try_syn());
+    flows[2].close();
+    assert!(late.try_open(), "a port is free");
+    assert_eq!(late.port(), flows[2].port());
+    late.forward(PSH | ACK);
+
+    // The closed flow's port is another's now: its late packets find nothing.
+    flows[2].is_reset(&flows[2].client_segment(ACK));
+    if late.path() != flows[2].path() {
+        flows[2].is_passed(&flows[2].backend_segment(ACK));
+    }
+    for i in [0, 1, 3] {
+        flows[i].forward(PSH | ACK);
+        flows[i].reply(ACK);
+    }
+    assert_eq!(rig.counter(EXHAUSTED), 1);
+}
+
+#[test]
+fn a_client_that_uses_its_port_again_is_not_found_by_the_old_one() {
+    if !root_or_skip("a_client_that_uses_its_port_again_is_not_found_by_the_old_one") {
+        return;
+    }
+    let rig = few_ports(2063);
+    let mut old = Connection::new(&rig, 1);
+    old.open();
+    old.close();
+    let mut new = Connection::new(&rig, 1);
+    new.open();
+    assert_ne!(new.port(), old.port());
+    assert_eq!(new.path().backend, old.path().backend, "Maglev's choice");
+    old.is_passed(&old.backend_segment(ACK));
+    new.forward(PSH | ACK);
+    new.reply(ACK);
+    new.close();
+}
+
+/// As the design wants it: at least 95 %. It is all of them.
+#[test]
+fn the_whole_default_range_serves_random_clients_and_no_port_twice() {
+    if !root_or_skip("the_whole_default_range_serves_random_clients_and_no_port_twice") {
+        return;
+    }
+    let ports = PortRanges::beside(32768..=60999).unwrap();
+    let rig = with_ports(ports.clone());
+    let mut random = Random(1);
+    let mut clients: Vec<u32> = (0..ports.count() as u32).map(|n| n * 257).collect();
+    random.shuffle(&mut clients);
+
+    let mut flows = Vec::new();
+    let mut alive = HashSet::new();
+    for number in &clients {
+        let mut connection = Connection::new(&rig, *number);
+        if !connection.try_open() {
+            break;
+        }
+        assert!(alive.insert(connection.port()), "{:?}", connection.path());
+        flows.push(connection);
+    }
+    println!("{} of {} ports in use", flows.len(), ports.count());
+    assert_eq!(flows.len(), ports.count());
+    let every: HashSet<u16> = ports.iter().collect();
+    assert_eq!(alive, every);
+    assert!(!Connection::new(&rig, 1).try_syn(), "a flow too many");
+
+    // Closed in a random order, the ports come back in that order.
+    random.shuffle(&mut flows);
+    flows.iter_mut().for_each(Connection::close);
+    let closed: Vec<u16> = flows.iter().map(Connection::port).collect();
+    let opened: Vec<u16> = clients
+        .iter()
+        .map(|number| {
+            let mut connection = Connection::new(&rig, number + 1);
+            connection.open();
+            connection.port()
+        })
+        .collect();
+    assert_eq!(opened, closed, "first in, first out");
+    assert_eq!(rig.counter(EXHAUSTED), 1);
+
+    let counters = rig.counters();
+    let begun: u64 = counters.backends.iter().map(|b| b.flows_begun).sum();
+    let ended: u64 = counters.backends.iter().map(|b| b.flows_ended).sum();
+    assert_eq!(begun, 2 * ports.count() as u64);
+    assert_eq!(ended, ports.count() as u64);
+}
+
+#[test]
+fn flows_that_come_and_go_at_random_never_share_a_port() {
+    if !root_or_skip("flows_that_come_and_go_at_random_never_share_a_port") {
+        return;
+    }
+    let rig = few_ports(2499);
+    let mut random = Random(2);
+    let mut alive: Vec<Connection> = Vec::new();
+    let mut ports = HashSet::new();
+    let (mut begun, mut ended, mut refused) = (0, 0, 0);
+    for number in 0..60_000 {
+        let closes = random.below(1000) < alive.len();
+        if closes && !alive.is_empty() {
+            let mut connection = alive.swap_remove(random.below(alive.len()));
+            if random.once_in(2) {
+                connection.close();
+            } else {
+                connection.forward(RST);
+            }
+            assert!(ports.remove(&connection.port()));
+            ended += 1;
+        } else {
+            let mut connection = Connection::new(&rig, number);
+            if connection.try_open() {
+                assert!(ports.insert(connection.port()), "{:?}", connection.path());
+                alive.push(connection);
+                begun += 1;
+            } else {
+                assert_eq!(alive.len(), 500, "refused while a port was free");
+                refused += 1;
+            }
+        }
+    }
+    println!("{begun} begun, {ended} ended, {refused} refused");
+    assert!(begun > 20_000 && ended > 20_000 && refused > 100);
+    let counters = rig.counters();
+    assert_eq!(counters.of(EXHAUSTED), refused);
+    assert_eq!(
+        counters.backends.iter().map(|b| b.flows_begun).sum::<u64>(),
+        begun
+    );
+    assert_eq!(
+        counters.backends.iter().map(|b| b.flows_ended).sum::<u64>(),
+        ended
+    );
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! A client that uses its port again, often and at several services.
+
+use std::time::Duration;
+
+use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::service::Service;
+
+use crate::common::connection::*;
+use crate::common::frames::*;
+use crate::common::rig::*;
+use crate::common::root_or_skip;
+
+fn web() -> Service {
+    service("10.0.0.5:80", &[("10.0.0.2:80", 1), ("10.0.0.3:80", 1)])
+}
+
+/// Wherever the services' places are: each of 20 is tried.
+#[test]
+fn a_port_used_again_stays_with_its_service() {
+    if !root_or_skip("a_port_used_again_stays_with_its_service") {
+        return;
+    }
+    let services = (1..=20)
+        .map(|i| {
+            let listen = format!("10.0.0.5:{}", 80 + i);
+            service(&listen, &[(&format!("10.0.0.{}:80", 100 + i), 1)])
+        })
+        .collect();
+    let rig = Rig::new(&config(services), GENERIC);
+    for i in 1..=20u8 {
+        let service = std::net::SocketAddrV4::new(VIP, 80 + u16::from(i));
+        for _ in 0..2 {
+            let mut connection = Connection::between(&rig, client(1), service);
+            connection.open();
+            assert_eq!(connection.path().backend.ip().octets()[3], 100 + i);
+            connection.close();
+        }
+    }
+}
+
+#[test]
+fn a_flow_on_a_port_used_again_lives_as_long_as_any_other() {
+    if !root_or_skip("a_flow_on_a_port_used_again_lives_as_long_as_any_other") {
+        return;
+    }
+    let mut rig = Rig::new(&config(vec![web()]), GENERIC);
+    let mut old = Connection::new(&rig, 1);
+    old.open();
+    old.close();
+    let mut new = Connection::new(&rig, 1);
+    new.open();
+    let path = new.path();
+    std::thread::sleep(Duration::from_millis(100));
+    rig.datapath.sweep().unwrap();
+    let mut new = Connection::resumed(&rig, 1, path);
+    new.forward(PSH | ACK);
+    new.reply(ACK);
+    let flows: u64 = rig.counters().backends.iter().map(|b| b.flows()).sum();
+    assert_eq!(flows, 1);
+}
+
+/// However a client's connections end, it can have any number of them.
+#[test]
+fn a_client_may_use_one_port_any_number_of_times() {
+    if !root_or_skip("a_client_may_use_one_port_any_number_of_times") {
+        return;
+    }
+    let rig = Rig::new(&config(vec![web()]), GENERIC);
+    for round in 0..100 {
+        let mut connection = Connection::new(&rig, 1);
+        assert!(connection.try_open(), "connection {round}");
+        if round % 2 == 0 {
+            connection.close();
+        } else {
+            connection.forward(RST);
+        }
+    }
+    assert_eq!(rig.counter(OutcomeCode::OUTCOME_RESET_SNAT_EXHAUSTED), 0);
+}
+
+/// The same where each comes long after the one before it has ended.
+#[test]
+fn a_client_may_come_back_any_number_of_times() {
+    if !root_or_skip("a_client_may_come_back_any_number_of_times") {
+        return;
+    }
+    let mut web = web();
+    web.timeouts.closing = Duration::from_millis(1);
+    let rig = Rig::new(&config(vec![web]), GENERIC);
+    for round in 0..30 {
+        let mut connection = Connection::new(&rig, 1);
+        assert!(connection.try_open(), "connection {round}");
+        connection.forward(RST);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Who gets how many of the flows.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+
+use xdp_proxy::service::Service;
+
+use crate::common::connection::*;
+use crate::common::random::Random;
+use crate::common::rig::*;
+use crate::common::root_or_skip;
+
+const CLIENTS: u32 = 20_000;
+
+fn weighted(weights: &[u16]) -> Service {
+    let names: Vec<String> = (2..)
+        .map(|n| format!("10.0.0.{n}:80"))
+        .take(weights.len())
+        .collect();
+    let backends: Vec<(&str, u16)> = names
+        .iter()
+        .map(String::as_str)
+        .zip(weights.iter().copied())
+        .collect();
+    service("10.0.0.5:80", &backends)
+}
+
+#[test]
+fn shares_of_20000_random_clients_are_within_3_percent_of_the_weights() {
+    if !root_or_skip("shares_of_20000_random_clients_are_within_3_percent_of_the_weights") {
+        return;
+    }
+    for weights in [&[1, 1][..], &[1, 2, 3], &[5, 0, 5]] {
+        let rig = Rig::new(&config(vec![weighted(weights)]), WHOLE);
+        let mut random = Random(3);
+        for _ in 0..CLIENTS {
+            let client = SocketAddrV4::new((random.word() as u32).into(), random.word() as u16 | 1);
+            assert!(Connection::between(&rig, client, service_address()).try_syn());
+        }
+        let total: u16 = weights.iter().sum();
+        for (backend, weight) in rig.counters().backends.iter().zip(weights) {
+            let wanted = f64::from(CLIENTS) * f64::from(*weight) / f64::from(total);
+            let got = backend.flows_begun as f64;
+            println!("weights {weights:?}: {got} flows, {wanted:.0} by weight");
+            assert!(
+                (got - wanted).abs() <= 0.03 * wanted,
+                "{got} is not {wanted}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_client_gets_the_same_backend_on_every_load_balancer() {
+    if !root_or_skip("the_same_client_gets_the_same_backend_on_every_load_balancer") {
+        return;
+    }
+    let mut chosen: BTreeMap<u32, SocketAddrV4> = BTreeMap::new();
+    for hash_seed in [1, 2, u64::MAX] {
+        let settings = xdp_proxy::datapath::Settings { hash_seed, ..WHOLE };
+        let rig = Rig::new(&config(vec![weighted(&[1, 2, 3])]), settings);
+        for number in 0..500 {
+            let mut connection = Connection::new(&rig, number);
+            connection.open();
+            let backend = connection.path().backend;
+            assert_eq!(*chosen.entry(number).or_insert(backend), backend);
+        }
+    }
+}
+
+/// Needs no program, and so no root.
+#[test]
+fn the_same_configuration_gives_the_same_look_up_table_on_any_host() {
+    let bytes = || -> Vec<u8> {
+        let table = tables(&config(vec![weighted(&[1, 2, 3])])).maglev(0);
+        table.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    };
+    assert_eq!(bytes(), bytes());
+    // FNV-1a, as it was computed on the first host.
+    let sum = bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    assert_eq!(sum, 0x7d89_b696_9f5c_f68c, "{sum:#x}");
+}
