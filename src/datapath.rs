@@ -3,7 +3,7 @@
 //! access to what they hold. With `abi` the only place that knows libbpf.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -228,7 +228,19 @@ impl Datapath {
 
     /// Takes the place of another `xdp-proxy`'s program in one step.
     pub fn replace(&self, interface: u32, other: &Attached) -> Result<()> {
-        attach_fd(interface, self.program().as_fd().as_raw_fd(), other)
+        let old = open_program(other)?;
+        attach_fd(
+            interface,
+            Some(self.program().as_fd()),
+            old.as_fd(),
+            other.hook,
+        )
+    }
+
+    /// What detaches the program: opening it by its id would take CAP_SYS_ADMIN.
+    pub fn program_fd(&self) -> Result<OwnedFd> {
+        let fd = self.program().as_fd().try_clone_to_owned();
+        fd.context("holding the program")
     }
 
     /// The number the kernel gave the program.
@@ -249,7 +261,11 @@ impl Datapath {
                 ..Default::default()
             };
             let program = &self.skeleton.progs.xdp_proxy_sweep;
-            program.test_run(input).context("sweeping the flow table")?;
+            match program.test_run(input) {
+                // By a signal: the next sweep goes on where this one stopped.
+                Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => break,
+                swept => swept.context("sweeping the flow table")?,
+            };
         }
         Ok(())
     }
@@ -352,19 +368,28 @@ pub fn attached(interface: u32) -> Result<Option<Attached>> {
 
 /// Detaches a program, if it is still the one that is attached.
 pub fn detach(interface: u32, program: &Attached) -> Result<()> {
-    attach_fd(interface, -1, program)
+    detach_fd(interface, open_program(program)?.as_fd(), program.hook)
 }
 
-/// Puts `fd` (-1: nothing) in the place of `other`, or fails if that is not there.
-fn attach_fd(interface: u32, fd: i32, other: &Attached) -> Result<()> {
-    let old: OwnedFd = Program::fd_from_id(other.id)
-        .with_context(|| format!("opening the XDP program with id {}", other.id))?;
+/// The same for a program that this process holds.
+pub fn detach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> {
+    attach_fd(interface, None, program, hook)
+}
+
+fn open_program(program: &Attached) -> Result<OwnedFd> {
+    Program::fd_from_id(program.id)
+        .with_context(|| format!("opening the XDP program with id {}", program.id))
+}
+
+/// Puts `new` (or nothing) in the place of `old`, or fails if that is not there.
+fn attach_fd(interface: u32, new: Option<BorrowedFd>, old: BorrowedFd, hook: Hook) -> Result<()> {
     let options = libbpf_sys::bpf_xdp_attach_opts {
         sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as libbpf_sys::size_t,
         old_prog_fd: old.as_raw_fd(),
         ..Default::default()
     };
-    let flags = (other.hook.flags() | XdpFlags::REPLACE).bits();
+    let fd = new.map_or(-1, |new| new.as_raw_fd());
+    let flags = (hook.flags() | XdpFlags::REPLACE).bits();
     // SAFETY: both descriptors live across the call; the options carry their size.
     let error = unsafe { libbpf_sys::bpf_xdp_attach(interface as i32, fd, flags, &options) };
     match error {
@@ -432,7 +457,8 @@ fn put<T: plain::Plain>(map: &impl MapCore, index: u32, value: &T) -> Result<()>
 }
 
 fn per_cpu<T: plain::Plain + Copy + Default>(map: &impl MapCore, index: u32) -> Result<Vec<T>> {
-    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)?
+    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
+        .context("reading counters of each CPU (their number stands in /sys: is it mounted?)")?
         .with_context(|| format!("entry {index} of the map {:?} is not there", map.name()))?
         .iter()
         .map(|bytes| copy_from_bytes(bytes))
