@@ -34,6 +34,13 @@ impl Attachment {
         self.hook
     }
 
+    /// Whether the interface still has the program.
+    pub fn holds(&self) -> Result<bool> {
+        let id = self.program.as_ref().map(|program| program.id);
+        let now = datapath::attached(self.interface.index)?;
+        Ok(now.map(|now| now.id) == id)
+    }
+
     /// Detaches, unless somebody else already did.
     pub fn detach(&mut self) -> Result<()> {
         let Some(program) = self.program.take() else {

@@ -228,7 +228,17 @@ impl Daemon {
                         drop(caller.answer(response));
                     }
                 },
-                _ = sweep.tick() => self.datapath.sweep()?,
+                _ = sweep.tick() => {
+                    if !self.attachment.holds()? {
+                        bail!(
+                            "somebody detached the program (id {}) from {}: nothing is balanced \
+                             any more; start again",
+                            self.program_id,
+                            self.interface.name
+                        );
+                    }
+                    self.datapath.sweep()?;
+                }
             }
         }
     }
