@@ -14,10 +14,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
-.PHONY: help deps build run curl bench down test lint vmlinux clean
+.PHONY: help deps build run curl bench down test test-kernels lint vmlinux clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 deps: ## install what is missing to build, run and test
 	@lab/deps.sh build run test
@@ -56,6 +56,10 @@ down: ## remove every trace of the lab
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
 	@cargo test --no-fail-fast --release --target $(TARGET)
+
+test-kernels: ## the packet tests on Debian's kernels 5.10, 6.1 and 6.12, emulated
+	@lab/deps.sh build kernels
+	@lab/kernels.sh
 
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint

@@ -24,6 +24,12 @@ has() {
 	command -v "$1" >/dev/null
 }
 
+# Debian's signatures, for its packages on a machine that is another Debian.
+DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+has_keyring() {
+	[[ -e $DEBIAN_KEYRING ]]
+}
+
 # Debian has the module in a package of its own, nginx.org builds it in.
 NGINX_STREAM=/usr/lib/nginx/modules/ngx_stream_module.so
 has_nginx_stream() {

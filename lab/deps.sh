@@ -5,7 +5,7 @@
 # there already is not touched, and no service is started. Silent when all is
 # there.
 #
-# Usage: lab/deps.sh GROUP...    of: build lint run test bench engine
+# Usage: lab/deps.sh GROUP...    of: build lint run test bench engine kernels
 set -euo pipefail
 # shellcheck source=lab/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -67,7 +67,11 @@ bench() {
 	need libnginx-mod-stream has_nginx_stream
 }
 
-
+kernels() {
+	need qemu-system-x86 has qemu-system-x86_64
+	need busybox-static has busybox
+	need debian-archive-keyring has_keyring
+}
 
 engine() {
 	need docker.io has dockerd
@@ -119,9 +123,9 @@ if [[ ${1:-} == --install ]]; then
 	exit
 fi
 for group in "$@"; do
-	[[ $group =~ ^(build|lint|run|test|bench|engine)$ ]] || fail "deps: no group '$group'"
+	[[ $group =~ ^(build|lint|run|test|bench|engine|kernels)$ ]] || fail "deps: no group '$group'"
 done
-(($#)) || fail "usage: lab/deps.sh GROUP...    of: build lint run test bench engine"
+(($#)) || fail "usage: lab/deps.sh GROUP...    of: build lint run test bench engine kernels"
 if [[ " $* " == *" build "* ]]; then rust; fi
 # The second look is for what only the packages of the first let us see.
 for look in 1 2; do

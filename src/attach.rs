@@ -3,6 +3,7 @@
 //! and that it never takes another program's place.
 
 use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -19,13 +20,25 @@ const PARTIAL_CHECKSUM_DRIVERS: [&str; 5] =
 /// The program on the interface; detached when dropped, at the latest.
 pub struct Attachment {
     interface: Interface,
-    program: Option<Attached>,
+    program: Option<Held>,
     hook: Hook,
+}
+
+struct Held {
+    id: u32,
+    fd: OwnedFd,
 }
 
 impl Attachment {
     pub fn hook(&self) -> Hook {
         self.hook
+    }
+
+    /// Whether the interface still has the program.
+    pub fn holds(&self) -> Result<bool> {
+        let id = self.program.as_ref().map(|program| program.id);
+        let now = datapath::attached(self.interface.index)?;
+        Ok(now.map(|now| now.id) == id)
     }
 
     /// Detaches, unless somebody else already did.
@@ -35,7 +48,7 @@ impl Attachment {
         };
         match datapath::attached(self.interface.index) {
             Ok(Some(now)) if now.id == program.id => {
-                datapath::detach(self.interface.index, &program)
+                datapath::detach_fd(self.interface.index, program.fd.as_fd(), self.hook)
                     .with_context(|| format!("detaching from {}", self.interface.name))
             }
             _ => {
@@ -91,11 +104,9 @@ pub async fn load_and_attach(
         });
         match attempt {
             Ok(datapath) => {
-                let id = datapath.program_id()?;
-                let program = Attached {
-                    id,
-                    name: None,
-                    hook: *hook,
+                let program = Held {
+                    id: datapath.program_id()?,
+                    fd: datapath.program_fd()?,
                 };
                 let interface = interface.clone();
                 return Ok((
@@ -185,6 +196,9 @@ async fn check_interface(mode: Mode, interface: &Interface) -> Result<()> {
     let name = &interface.name;
     if interface.mac == [0; 6] {
         bail!("{name} has no Ethernet address: name an Ethernet interface with -i");
+    }
+    if let (Mode::Offload, Some(kind)) = (mode, &interface.kind) {
+        bail!("{name} is a {kind}, with no card to offload to: use --mode generic or native");
     }
     if mode != Mode::Native || interface.kind.as_deref() != Some("veth") {
         return Ok(());

@@ -3,9 +3,12 @@
 //! `--listen` and `--backend` mean is decided in [`crate::config`], for flags and
 //! file alike.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{Input, MODES, Services};
@@ -20,6 +23,37 @@ use crate::service::Mode;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What the process was called with; else the exit code, after the help or
+    /// one line about what is wrong was printed.
+    pub fn from_command_line() -> Result<Cli, ExitCode> {
+        Cli::try_parse().map_err(|error| {
+            // Nobody may read it any more; that changes nothing.
+            let _ = match error.kind() {
+                ErrorKind::DisplayHelp
+                | ErrorKind::DisplayVersion
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.print(),
+                _ => writeln!(io::stderr(), "xdp-proxy: {}", in_one_line(&error)),
+            };
+            ExitCode::from(error.exit_code() as u8)
+        })
+    }
+}
+
+/// clap's message without its title, usage and pointer to the help.
+fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let message = lines.join("; ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    format!("{message}; try --help")
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -17,7 +17,7 @@ use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
 use crate::service::Config;
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, ServiceStatus, Status};
-use crate::tables::{Path, Tables};
+use crate::tables::{BackendTable, Path, Tables};
 
 /// How long the start waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
@@ -36,8 +36,13 @@ pub async fn run(config: Config) -> Result<()> {
     let mut neighbours = Neighbours::follow(&interface, backend_addresses(&config)).await?;
     neighbours.settle(SETTLE_DEADLINE).await;
 
+    let default_source = held_vip(&config, &interface).await?;
     let tables = Tables::new(&config, datapath::tick()?, |address| {
-        path_of(&neighbours, address)
+        let path = path_of(&neighbours, address);
+        Path {
+            source: path.source.or(default_source),
+            ..path
+        }
     })?;
     let (datapath, attachment) = attach::load_and_attach(&config, &tables, &interface).await?;
     let mut daemon = Daemon {
@@ -89,6 +94,19 @@ async fn choose_interface(config: &Config) -> Result<Interface> {
             config.services[0].listen.vip
         ),
     }
+}
+
+/// The source to make a port table for where no route tells one yet, as while
+/// the interface is down: the first VIP that it holds.
+async fn held_vip(config: &Config, interface: &Interface) -> Result<Option<IpAddr>> {
+    for service in &config.services {
+        let vip = service.listen.vip;
+        let holder = neighbour::interface_with_address(vip).await?;
+        if holder.is_some_and(|holder| holder.index == interface.index) {
+            return Ok(Some(vip));
+        }
+    }
+    Ok(None)
 }
 
 fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
@@ -175,9 +193,8 @@ impl Daemon {
 
     fn report_unreachable(&self) {
         for backend in &self.tables.backends {
-            let address = backend.backend.address;
-            if let Some(Reach::Unresolved { why, .. }) = self.neighbours.reach(address.ip()) {
-                tracing::warn!("backend {address} gets no flows: {why}");
+            if let Some(why) = self.obstacle(backend) {
+                tracing::warn!("backend {} gets no flows: {why}", backend.backend.address);
             }
         }
     }
@@ -211,7 +228,17 @@ impl Daemon {
                         drop(caller.answer(response));
                     }
                 },
-                _ = sweep.tick() => self.datapath.sweep()?,
+                _ = sweep.tick() => {
+                    if !self.attachment.holds()? {
+                        bail!(
+                            "somebody detached the program (id {}) from {}: nothing is balanced \
+                             any more; start again",
+                            self.program_id,
+                            self.interface.name
+                        );
+                    }
+                    self.datapath.sweep()?;
+                }
             }
         }
     }
@@ -240,27 +267,13 @@ impl Daemon {
             if new == old {
                 continue;
             }
-            if new
-                .source
-                .is_some_and(|source| !self.tables.sources.contains(&source))
-            {
-                tracing::warn!(
-                    "backend {address} gets no flows: the address that reaches it is now {}, \
-                     which has no port table; start again to give it one",
-                    new.source
-                        .map(|source| source.to_string())
-                        .unwrap_or_default()
-                );
-            }
             self.tables.backends[index - 1].path = new;
             self.datapath.write_backend(&self.tables, index)?;
             if new.alive != old.alive || new.source != old.source {
                 services.insert(self.tables.backends[index - 1].service);
-                match self.neighbours.reach(address.ip()) {
-                    Some(Reach::Unresolved { why, .. }) => {
-                        tracing::warn!("backend {address} gets no new flows: {why}");
-                    }
-                    _ => tracing::info!("backend {address} gets flows"),
+                match self.obstacle(&self.tables.backends[index - 1]) {
+                    Some(why) => tracing::warn!("backend {address} gets no new flows: {why}"),
+                    None => tracing::info!("backend {address} gets flows"),
                 }
             }
         }
@@ -304,23 +317,33 @@ impl Daemon {
         })
     }
 
-    fn backend_status(
-        &self,
-        table: &crate::tables::BackendTable,
-        counters: &BackendCounters,
-    ) -> BackendStatus {
-        let (reason, next_hop) = match self.neighbours.reach(table.backend.address.ip()) {
-            Some(Reach::Resolved { next_hop, .. }) => (None, Some(next_hop)),
-            Some(Reach::Unresolved { why, .. }) => (Some(why), None),
-            None => (None, None),
+    /// Why a backend gets no new flows, if it does not.
+    fn obstacle(&self, table: &BackendTable) -> Option<String> {
+        match (
+            self.neighbours.reach(table.backend.address.ip()),
+            table.path.source,
+        ) {
+            (Some(Reach::Unresolved { why, .. }), _) => Some(why),
+            (_, Some(source)) if !self.tables.sources.contains(&source) => Some(format!(
+                "the address that reaches it is now {source}, which has no port table; start \
+                 again to give it one"
+            )),
+            _ => None,
+        }
+    }
+
+    fn backend_status(&self, table: &BackendTable, counters: &BackendCounters) -> BackendStatus {
+        let next_hop = match self.neighbours.reach(table.backend.address.ip()) {
+            Some(Reach::Resolved { next_hop, .. }) => Some(next_hop),
+            _ => None,
         };
+        let reason = self.obstacle(table);
         BackendStatus {
             address: table.backend.address.to_string(),
             weight: table.backend.weight,
-            state: if table.path.alive {
-                "up"
-            } else {
-                "unreachable"
+            state: match reason {
+                None => "up",
+                Some(_) => "unreachable",
             }
             .into(),
             reason,

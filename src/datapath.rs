@@ -2,22 +2,26 @@
 //! The loaded program and its maps: open, load, attach, detach, and typed
 //! access to what they hold. With `abi` the only place that knows libbpf.
 
+mod hook;
+mod host;
+mod words;
+
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::sync::Mutex;
-use std::time::Duration;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{
-    MapCore, MapFlags, PrintLevel, Program, ProgramHandle, ProgramInput, ProgramMut, XdpFlags,
-};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::time::{ClockId, clock_getres};
+use libbpf_rs::{MapCore, MapFlags, Program, ProgramInput, ProgramMut, XdpFlags};
+
+pub use hook::{Attached, Hook, attached, detach, detach_fd};
+pub use host::{check_privilege, cpus, tick};
 
 use crate::abi::{self, types};
 use crate::stats::{BackendCounters, Counters};
 use crate::tables::Tables;
+use hook::{attach_fd, open_program};
+use host::raise_memlock_limit;
+use words::{explain, explain_load, keep_libbpf_quiet, take_libbpf_words};
 
 /// What is compiled into the program when it is loaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,48 +34,6 @@ pub struct Settings {
     pub complete_checksums: bool,
     /// Load onto the card of the interface with this index.
     pub offload_to: Option<u32>,
-}
-
-/// How a program is attached: the kernel's three hooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    Generic,
-    Native,
-    Offload,
-}
-
-impl Hook {
-    pub fn name(self) -> &'static str {
-        match self {
-            Hook::Generic => "generic",
-            Hook::Native => "native",
-            Hook::Offload => "offload",
-        }
-    }
-
-    fn flags(self) -> XdpFlags {
-        match self {
-            Hook::Generic => XdpFlags::SKB_MODE,
-            Hook::Native => XdpFlags::DRV_MODE,
-            Hook::Offload => XdpFlags::HW_MODE,
-        }
-    }
-}
-
-/// A program that an interface has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    pub id: u32,
-    /// `None` where the kernel does not tell us (CAP_SYS_ADMIN is missing).
-    pub name: Option<String>,
-    pub hook: Hook,
-}
-
-impl Attached {
-    /// It is the program of an `xdp-proxy`, this one or another.
-    pub fn is_ours(&self) -> bool {
-        self.name.as_deref() == Some(abi::PROGRAM_NAME)
-    }
 }
 
 /// The program and its maps in the kernel; gone when dropped, unless attached.
@@ -230,7 +192,19 @@ impl Datapath {
 
     /// Takes the place of another `xdp-proxy`'s program in one step.
     pub fn replace(&self, interface: u32, other: &Attached) -> Result<()> {
-        attach_fd(interface, self.program().as_fd().as_raw_fd(), other)
+        let old = open_program(other)?;
+        attach_fd(
+            interface,
+            Some(self.program().as_fd()),
+            old.as_fd(),
+            other.hook,
+        )
+    }
+
+    /// What detaches the program: opening it by its id would take CAP_SYS_ADMIN.
+    pub fn program_fd(&self) -> Result<OwnedFd> {
+        let fd = self.program().as_fd().try_clone_to_owned();
+        fd.context("holding the program")
     }
 
     /// The number the kernel gave the program.
@@ -251,7 +225,11 @@ impl Datapath {
                 ..Default::default()
             };
             let program = &self.skeleton.progs.xdp_proxy_sweep;
-            program.test_run(input).context("sweeping the flow table")?;
+            match program.test_run(input) {
+                // By a signal: the next sweep goes on where this one stopped.
+                Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => break,
+                swept => swept.context("sweeping the flow table")?,
+            };
         }
         Ok(())
     }
@@ -328,104 +306,6 @@ impl Datapath {
     }
 }
 
-/// What runs at XDP on an interface; `None`: nothing.
-pub fn attached(interface: u32) -> Result<Option<Attached>> {
-    let mut options = libbpf_sys::bpf_xdp_query_opts {
-        sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as libbpf_sys::size_t,
-        ..Default::default()
-    };
-    // SAFETY: the options are ours, and carry their size.
-    let error = unsafe { libbpf_sys::bpf_xdp_query(interface as i32, 0, &mut options) };
-    if error < 0 {
-        let error = std::io::Error::from_raw_os_error(-error);
-        return Err(error).context("asking for the interface's XDP program");
-    }
-    let (id, hook) = match options {
-        o if o.skb_prog_id != 0 => (o.skb_prog_id, Hook::Generic),
-        o if o.drv_prog_id != 0 => (o.drv_prog_id, Hook::Native),
-        o if o.hw_prog_id != 0 => (o.hw_prog_id, Hook::Offload),
-        _ => return Ok(None),
-    };
-    let name = ProgramHandle::from_prog_id(id)
-        .ok()
-        .map(|program| program.name().to_string_lossy().into_owned());
-    Ok(Some(Attached { id, name, hook }))
-}
-
-/// Detaches a program, if it is still the one that is attached.
-pub fn detach(interface: u32, program: &Attached) -> Result<()> {
-    attach_fd(interface, -1, program)
-}
-
-/// Puts `fd` (-1: nothing) in the place of `other`, or fails if that is not there.
-fn attach_fd(interface: u32, fd: i32, other: &Attached) -> Result<()> {
-    let old: OwnedFd = Program::fd_from_id(other.id)
-        .with_context(|| format!("opening the XDP program with id {}", other.id))?;
-    let options = libbpf_sys::bpf_xdp_attach_opts {
-        sz: size_of::<libbpf_sys::bpf_xdp_attach_opts>() as libbpf_sys::size_t,
-        old_prog_fd: old.as_raw_fd(),
-        ..Default::default()
-    };
-    let flags = (other.hook.flags() | XdpFlags::REPLACE).bits();
-    // SAFETY: both descriptors live across the call; the options carry their size.
-    let error = unsafe { libbpf_sys::bpf_xdp_attach(interface as i32, fd, flags, &options) };
-    match error {
-        0 => Ok(()),
-        error => Err(explain(&libbpf_rs::Error::from_raw_os_error(-error))),
-    }
-}
-
-/// Looks whether this process may load and attach programs at all.
-///
-/// # Errors
-/// Names what is missing and the mend.
-pub fn check_privilege() -> Result<()> {
-    const NET_ADMIN: u32 = 12;
-    const SYS_ADMIN: u32 = 21;
-    const BPF: u32 = 39;
-    let status =
-        std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .context("finding CapEff in /proc/self/status")?;
-    let has = |capability: u32| effective >> capability & 1 == 1;
-    if has(NET_ADMIN) && (has(BPF) || has(SYS_ADMIN)) {
-        return Ok(());
-    }
-    anyhow::bail!(
-        "loading an XDP program takes the capabilities NET_ADMIN and BPF (or SYS_ADMIN), which \
-         this process does not have: run it as root, or in a container with \
-         `--cap-add NET_ADMIN --cap-add BPF --cap-add PERFMON`"
-    )
-}
-
-/// Length of a jiffy: the resolution of the clock that the kernel's tick moves
-/// (clock_getres(2), CLOCK_MONOTONIC_COARSE).
-pub fn tick() -> Result<Duration> {
-    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .context("asking for the length of the kernel's tick")?;
-    Ok(resolution.into())
-}
-
-/// CPUs that per-CPU maps have copies for.
-pub fn cpus() -> usize {
-    libbpf_rs::num_possible_cpus().unwrap_or(1)
-}
-
-/// Kernels before 5.11 count maps against the limit of locked memory. Being
-/// refused is no error: later ones don't look at it.
-fn raise_memlock_limit() {
-    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX).or_else(|_| {
-        let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
-    });
-    if let Err(error) = raised {
-        tracing::debug!("the limit of locked memory stays as it is: {error}");
-    }
-}
-
 fn put<T: plain::Plain>(map: &impl MapCore, index: u32, value: &T) -> Result<()> {
     // SAFETY: plain data has no padding that is not explicit.
     let bytes = unsafe { plain::as_bytes(value) };
@@ -434,7 +314,8 @@ fn put<T: plain::Plain>(map: &impl MapCore, index: u32, value: &T) -> Result<()>
 }
 
 fn per_cpu<T: plain::Plain + Copy + Default>(map: &impl MapCore, index: u32) -> Result<Vec<T>> {
-    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)?
+    map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
+        .context("reading counters of each CPU (their number stands in /sys: is it mounted?)")?
         .with_context(|| format!("entry {index} of the map {:?} is not there", map.name()))?
         .iter()
         .map(|bytes| copy_from_bytes(bytes))
@@ -459,52 +340,4 @@ fn port_queue(ports: &[u16]) -> Box<types::ports> {
     });
     queue.port[..ports.len()].copy_from_slice(ports);
     queue
-}
-
-/// What libbpf last said at its warning level, to go with an errno.
-static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-fn keep_libbpf_quiet() {
-    libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| {
-        let text = text.trim_end().to_owned();
-        tracing::debug!("{text}");
-        if let Ok(mut words) = LIBBPF_WORDS.lock() {
-            words.push(text);
-        }
-    })));
-}
-
-fn take_libbpf_words() -> Vec<String> {
-    LIBBPF_WORDS
-        .lock()
-        .map(|mut words| std::mem::take(&mut *words))
-        .unwrap_or_default()
-}
-
-/// The kernel's own explanation, where it gave one, instead of the bare errno.
-fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
-    const PREFIX: &str = "Kernel error message: ";
-    let word = take_libbpf_words()
-        .iter()
-        .find_map(|line| line.split_once(PREFIX).map(|(_, word)| word.to_owned()));
-    anyhow!(word.unwrap_or_else(|| format!("{error}")))
-}
-
-/// The kernel answers EPERM without privilege, EACCES and EINVAL after the
-/// verifier, whose last words stand before its statistics.
-fn explain_load(error: &libbpf_rs::Error) -> anyhow::Error {
-    let words = take_libbpf_words().join("\n");
-    let verdict = words
-        .lines()
-        .take_while(|line| !line.starts_with("processed "))
-        .filter(|line| !line.starts_with("libbpf: "))
-        .last();
-    match verdict {
-        Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
-        None if error.kind() == libbpf_rs::ErrorKind::PermissionDenied => anyhow!(
-            "the kernel does not let this process load a program ({error}): run it as root, \
-             or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
-        ),
-        None => anyhow!("the kernel refused the program or its maps: {error}"),
-    }
 }

@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
 use tracing_subscriber::filter::LevelFilter;
 
 use xdp_proxy::cli::{Cli, Command, ConfigArgs, RunArgs};
@@ -14,7 +13,10 @@ use xdp_proxy::service::Config;
 use xdp_proxy::{commands, daemon};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_command_line() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -183,17 +183,18 @@ impl Tables {
 
     /// The look-up table of service `index`, over the backends that are alive.
     pub fn maglev(&self, index: usize) -> Box<[u16]> {
-        let alive: Vec<Member> = (1..)
-            .zip(&self.backends)
+        // Backends stand in the order of their services.
+        let first = self.backends.partition_point(|table| table.service < index);
+        let alive: Vec<Member> = (first + 1..)
+            .zip(&self.backends[first..])
+            .take_while(|(_, table)| table.service == index)
             .filter(|(number, table)| {
-                table.service == index
-                    && table.path.alive
-                    && self.backend_entry(usize::from(*number)).reachable != 0
+                table.path.alive && self.backend_entry(*number).reachable != 0
             })
-            .map(|(index, table)| Member {
+            .map(|(number, table)| Member {
                 identity: table.backend.address,
                 weight: table.backend.weight,
-                index,
+                index: number as u16,
             })
             .collect();
         maglev::table(&alive)

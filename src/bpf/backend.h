@@ -19,6 +19,7 @@ static __always_inline struct backend *pick_backend(struct packet *packet)
 	const struct service *service = bpf_map_lookup_elem(&services, &place);
 	const struct maglev *table;
 	__u32 key, index;
+	__u64 entry;
 
 	if (!service)
 		return NULL;
@@ -27,10 +28,17 @@ static __always_inline struct backend *pick_backend(struct packet *packet)
 	if (!table)
 		return NULL;
 	/* 32 bits scaled to the table (Lemire, arXiv:1805.10941). */
-	index = (tuple_hash(packet, MAGLEV_SEED) >> 32) * MAGLEV_ENTRIES >> 32;
-	if (index >= MAGLEV_ENTRIES)
+	entry = (tuple_hash(packet, MAGLEV_SEED) >> 32) * MAGLEV_ENTRIES >> 32;
+	/*
+	 * clang 14 knows that this is below and drops the check, without which
+	 * the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
+	 * r2 &= 262142; r0 += r2): "R0 max value is outside of the allowed
+	 * memory range".
+	 */
+	barrier_var(entry);
+	if (entry >= MAGLEV_ENTRIES)
 		return NULL;
-	index = table->backend[index];
+	index = table->backend[entry];
 	packet->backend = index;
 	return index ? bpf_map_lookup_elem(&backends, &index) : NULL;
 }

@@ -5,6 +5,8 @@
 pub mod case;
 pub mod connection;
 pub mod frames;
+pub mod http;
+pub mod lab;
 pub mod random;
 pub mod rig;
 

@@ -2,6 +2,20 @@
 //! Random numbers that are the same in every run, so that a failure can be
 //! met again.
 
+use std::sync::LazyLock;
+
+/// How many packets a long test may send: `wanted`, or PACKETS from the
+/// environment where that is less (an emulated processor is slow).
+pub fn at_most(wanted: usize) -> usize {
+    static PACKETS: LazyLock<usize> = LazyLock::new(|| match std::env::var("PACKETS") {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("PACKETS={text} is no number")),
+        Err(_) => usize::MAX,
+    });
+    wanted.min(*PACKETS)
+}
+
 pub struct Random(pub u64);
 
 impl Random {

@@ -9,7 +9,7 @@ use xdp_proxy::service::PortRanges;
 
 use crate::common::connection::*;
 use crate::common::frames::*;
-use crate::common::random::Random;
+use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -102,6 +102,8 @@ fn the_whole_default_range_serves_random_clients_and_no_port_twice() {
         return;
     }
     let ports = PortRanges::beside(32768..=60999).unwrap();
+    let first = ports.iter().take(at_most(ports.count()));
+    let ports = PortRanges::new(first.map(|port| port..=port).collect()).unwrap();
     let rig = with_ports(ports.clone());
     let mut random = Random(1);
     let mut clients: Vec<u32> = (0..ports.count() as u32).map(|n| n * 257).collect();
@@ -150,13 +152,16 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
     if !root_or_skip("flows_that_come_and_go_at_random_never_share_a_port") {
         return;
     }
-    let rig = few_ports(2499);
+    let rounds = at_most(60_000) as u32;
+    // Few enough that all of them are taken now and then.
+    let few = 500.min(rounds / 8);
+    let rig = few_ports(1999 + few as u16);
     let mut random = Random(2);
     let mut alive: Vec<Connection> = Vec::new();
     let mut ports = HashSet::new();
     let (mut begun, mut ended, mut refused) = (0, 0, 0);
-    for number in 0..60_000 {
-        let closes = random.below(1000) < alive.len();
+    for number in 0..rounds {
+        let closes = random.below(2 * few as usize) < alive.len();
         if closes && !alive.is_empty() {
             let mut connection = alive.swap_remove(random.below(alive.len()));
             if random.once_in(2) {
@@ -173,13 +178,14 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
                 alive.push(connection);
                 begun += 1;
             } else {
-                assert_eq!(alive.len(), 500, "refused while a port was free");
+                assert_eq!(alive.len() as u32, few, "refused while a port was free");
                 refused += 1;
             }
         }
     }
     println!("{begun} begun, {ended} ended, {refused} refused");
-    assert!(begun > 20_000 && ended > 20_000 && refused > 100);
+    let rounds = u64::from(rounds);
+    assert!(begun > rounds / 3 && ended > rounds / 3 && refused > rounds / 600);
     let counters = rig.counters();
     assert_eq!(counters.of(EXHAUSTED), refused);
     assert_eq!(

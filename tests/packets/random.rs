@@ -9,7 +9,7 @@ use xdp_proxy::stats::Counters;
 
 use crate::common::connection::*;
 use crate::common::frames::*;
-use crate::common::random::Random;
+use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -115,7 +115,7 @@ fn random_packets(name: &str, settings: Settings, mixed: bool) {
     };
     let (mut forwarded, mut partial) = (0, 0);
     let started = Instant::now();
-    for number in 0..PACKETS / 2 {
+    for number in 0..at_most(PACKETS) / 2 {
         let (connection, of_client, of_backend) = &mut flows[random.below(FLOWS as usize)];
         let left = |sum: Sum| match settings.complete_checksums {
             true => Sum::Complete,
@@ -228,7 +228,7 @@ fn random_frames_that_are_not_ours_are_passed_byte_for_byte() {
     if !root_or_skip("random_frames_that_are_not_ours_are_passed_byte_for_byte") {
         return;
     }
-    const FRAMES: usize = 200_000;
+    let frames = at_most(200_000);
     let mut ran = 0;
     for settings in [WHOLE, GENERIC] {
         let rig = Rig::new(&config(vec![service("10.0.0.5:80", BACKENDS)]), settings);
@@ -237,7 +237,7 @@ fn random_frames_that_are_not_ours_are_passed_byte_for_byte() {
         flows.iter_mut().for_each(Connection::open);
         let before = rig.counters();
         let mut out = [0; FRAME_BYTES_MAX];
-        for number in 0..FRAMES {
+        for number in 0..frames {
             let mut frame = if number % 2 == 0 {
                 // Bytes of no meaning; some look like IPv4 to our MAC.
                 let bytes = 14 + random.below(120);
@@ -264,9 +264,9 @@ fn random_frames_that_are_not_ours_are_passed_byte_for_byte() {
             assert_eq!(out, frame);
         }
         let mut moved: Counters = before.clone();
-        moved.outcomes[OutcomeCode::OUTCOME_PASSED.0 as usize] += FRAMES as u64;
+        moved.outcomes[OutcomeCode::OUTCOME_PASSED.0 as usize] += frames as u64;
         assert_eq!(rig.counters(), moved);
-        ran += FRAMES;
+        ran += frames;
     }
     println!("{ran} frames");
 }
@@ -287,14 +287,14 @@ fn mutated_packets_never_leave_with_a_bad_sum() {
     if !root_or_skip("mutated_packets_never_leave_with_a_bad_sum") {
         return;
     }
-    const PACKETS: usize = 200_000;
+    let packets = at_most(200_000);
     for settings in [WHOLE, NATIVE] {
         let rig = Rig::new(&config(vec![service("10.0.0.5:80", BACKENDS)]), settings);
         let mut random = Random(6);
         let mut out = [0; FRAME_BYTES_MAX];
         let mut flows: Vec<Connection> = (0..100).map(|n| Connection::new(&rig, n)).collect();
         let (mut mended, mut sent) = (0, 0);
-        for number in 0..PACKETS {
+        for number in 0..packets {
             let i = random.below(flows.len());
             let connection = &mut flows[i];
             if number % 64 == 0 {
@@ -333,7 +333,7 @@ fn mutated_packets_never_leave_with_a_bad_sum() {
                 assert_eq!(out, frame);
             }
         }
-        println!("{PACKETS} packets, {mended} with mended sums, {sent} sent");
-        assert!(sent > PACKETS / 4 && mended > PACKETS / 4);
+        println!("{packets} packets, {mended} with mended sums, {sent} sent");
+        assert!(sent > packets / 4 && mended > packets / 4);
     }
 }

@@ -7,11 +7,11 @@ use std::net::SocketAddrV4;
 use xdp_proxy::service::Service;
 
 use crate::common::connection::*;
-use crate::common::random::Random;
+use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
-const CLIENTS: u32 = 20_000;
+const CLIENTS: usize = 20_000;
 
 fn weighted(weights: &[u16]) -> Service {
     let names: Vec<String> = (2..)
@@ -31,20 +31,23 @@ fn shares_of_20000_random_clients_are_within_3_percent_of_the_weights() {
     if !root_or_skip("shares_of_20000_random_clients_are_within_3_percent_of_the_weights") {
         return;
     }
+    let clients = at_most(CLIENTS);
+    // Of fewer clients, chance takes a larger part: by the root.
+    let tolerance = 0.03 * (CLIENTS as f64 / clients as f64).sqrt();
     for weights in [&[1, 1][..], &[1, 2, 3], &[5, 0, 5]] {
         let rig = Rig::new(&config(vec![weighted(weights)]), WHOLE);
         let mut random = Random(3);
-        for _ in 0..CLIENTS {
+        for _ in 0..clients {
             let client = SocketAddrV4::new((random.word() as u32).into(), random.word() as u16 | 1);
             assert!(Connection::between(&rig, client, service_address()).try_syn());
         }
         let total: u16 = weights.iter().sum();
         for (backend, weight) in rig.counters().backends.iter().zip(weights) {
-            let wanted = f64::from(CLIENTS) * f64::from(*weight) / f64::from(total);
+            let wanted = clients as f64 * f64::from(*weight) / f64::from(total);
             let got = backend.flows_begun as f64;
             println!("weights {weights:?}: {got} flows, {wanted:.0} by weight");
             assert!(
-                (got - wanted).abs() <= 0.03 * wanted,
+                (got - wanted).abs() <= tolerance * wanted,
                 "{got} is not {wanted}"
             );
         }

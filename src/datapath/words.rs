@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What libbpf and the kernel say of a failure, in place of a bare errno.
+
+use std::sync::Mutex;
+
+use anyhow::anyhow;
+use libbpf_rs::PrintLevel;
+
+/// What libbpf last said at its warning level, to go with an errno.
+static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+pub(super) fn keep_libbpf_quiet() {
+    libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| {
+        let text = text.trim_end().to_owned();
+        tracing::debug!("{text}");
+        if let Ok(mut words) = LIBBPF_WORDS.lock() {
+            words.push(text);
+        }
+    })));
+}
+
+pub(super) fn take_libbpf_words() -> Vec<String> {
+    LIBBPF_WORDS
+        .lock()
+        .map(|mut words| std::mem::take(&mut *words))
+        .unwrap_or_default()
+}
+
+/// The kernel's own explanation, where it gave one, instead of the bare errno.
+pub(super) fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
+    const PREFIX: &str = "Kernel error message: ";
+    let word = take_libbpf_words()
+        .iter()
+        .find_map(|line| line.split_once(PREFIX).map(|(_, word)| word.to_owned()));
+    anyhow!(word.unwrap_or_else(|| format!("{error}")))
+}
+
+/// The kernel answers EPERM without privilege, EACCES and EINVAL after the
+/// verifier, whose last words stand before its statistics.
+pub(super) fn explain_load(error: &libbpf_rs::Error) -> anyhow::Error {
+    let words = take_libbpf_words().join("\n");
+    let verdict = words
+        .lines()
+        .take_while(|line| !line.starts_with("processed "))
+        .filter(|line| !line.starts_with("libbpf: "))
+        .last();
+    match verdict {
+        Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
+        None if error.kind() == libbpf_rs::ErrorKind::PermissionDenied => anyhow!(
+            "the kernel does not let this process load a program ({error}): run it as root, \
+             or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
+        ),
+        None => anyhow!("the kernel refused the program or its maps: {error}"),
+    }
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The lab of lab/netns.sh in a sandbox of its own, and the load balancer on its
+//! host `lb`. Everything vanishes with the thread that started it.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+pub const HTTP1: &str = "10.0.0.2";
+pub const HTTP2: &str = "10.0.0.3";
+pub const LB: &str = "10.0.0.5";
+pub const HOSTS: [&str; 4] = ["http1", "http2", "client", "lb"];
+/// What most tests serve.
+pub const TWO: &str = "--listen 10.0.0.5:80 --backend 10.0.0.2 --backend 10.0.0.3";
+/// The binary, where every host and every user sees it.
+pub const BINARY: &str = "/run/xdp-proxy";
+
+const UP_DEADLINE: Duration = Duration::from_secs(30);
+const READY_DEADLINE: Duration = Duration::from_secs(5);
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One lab at a time: they share the machine's few cores.
+static TURN: Mutex<()> = Mutex::new(());
+
+pub struct Lab {
+    sandbox: Child,
+    /// The sandbox's first process, as this side numbers it.
+    init: u32,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Lab {
+    /// The four hosts of lab/netns.sh.
+    pub fn start() -> Lab {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sandbox = Command::new(script("sandbox.sh"))
+            .args(["sh", "-c", "\"$0\" up && echo up && exec sleep infinity"])
+            .arg(script("netns.sh"))
+            .env("LAB_ACCESS_LOG", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(sandbox.stdout.take().unwrap());
+        let up = lines.recv_timeout(UP_DEADLINE);
+        let init = only_child(sandbox.id());
+        let lab = Lab {
+            sandbox,
+            init,
+            _turn: turn,
+        };
+        assert_eq!(up.as_deref(), Ok("up"), "the lab did not come up");
+        fs::copy(env!("CARGO_BIN_EXE_xdp-proxy"), lab.path(BINARY)).unwrap();
+        lab
+    }
+
+    /// A path of the sandbox, as this side sees it.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.init))
+    }
+
+    /// Writes a file under /run of the sandbox, returns its path there.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let inside = format!("/run/{name}");
+        fs::write(self.path(&inside), text).unwrap();
+        inside
+    }
+
+    pub fn read(&self, inside: &str) -> Vec<u8> {
+        fs::read(self.path(inside)).unwrap()
+    }
+
+    /// The command on a host, not yet started.
+    pub fn command(&self, host: &str, program: &str) -> Command {
+        let mut command = self.inside("ip");
+        command.args(["netns", "exec", host, program]);
+        command
+    }
+
+    /// The command in the sandbox, on no host.
+    fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &self.init.to_string(), "-m", "-p", "-n", program])
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a line, split at blanks, on a host.
+    pub fn try_at(&self, host: &str, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        self.command(host, words.next().unwrap())
+            .args(words)
+            .output()
+            .unwrap()
+    }
+
+    /// The same, and it must succeed; returns what it printed.
+    pub fn at(&self, host: &str, line: &str) -> String {
+        printed(&format!("{host}: {line}"), self.try_at(host, line))
+    }
+
+    /// Runs a script with the functions of lab/netns.sh.
+    pub fn script(&self, text: &str) -> String {
+        let text = format!(". {}\n{text}", script("netns.sh").display());
+        let mut bash = self.inside("bash");
+        printed(&text, bash.args(["-ec", &text]).output().unwrap())
+    }
+
+    /// One more web server on the switch.
+    pub fn add_web_server(&self, host: &str, address: &str) {
+        self.script(&format!(
+            "ADDRESS[{host}]={address}; add_host {host}; serve {host}"
+        ));
+    }
+
+    /// Runs `work` on a thread whose sockets are a host's.
+    pub fn within<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(self.path(&format!("/run/netns/{host}"))).unwrap();
+        std::thread::scope(|scope| {
+            let run = || {
+                setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(run).join()
+        })
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// `xdp-proxy ARGUMENTS` on `lb`, ended if it runs for long.
+    pub fn proxy(&self, arguments: &str) -> Output {
+        self.try_at("lb", &format!("timeout 20 {BINARY} {arguments}"))
+    }
+
+    /// The load balancer on `lb`, ready.
+    pub fn balance(&self, arguments: &str) -> Balancer<'_> {
+        self.balance_by(&format!("{BINARY} run {arguments}"))
+    }
+
+    /// The same with another way to start it.
+    pub fn balance_by(&self, line: &str) -> Balancer<'_> {
+        let started = Instant::now();
+        let log = self.path(&format!("/run/lb-{}.log", nonce()));
+        let mut words = line.split_whitespace();
+        let mut child = self
+            .command("lb", words.next().unwrap())
+            .args(words)
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        let mut balancer = Balancer {
+            lab: self,
+            child,
+            log,
+            ready: String::new(),
+            ready_after: Duration::ZERO,
+        };
+        let ready = lines.recv_timeout(READY_DEADLINE);
+        balancer.ready_after = started.elapsed();
+        balancer.ready = ready.expect("the load balancer got ready in time");
+        assert!(balancer.ready.starts_with("ready: "), "{}", balancer.ready);
+        balancer
+    }
+
+    /// `status --json`, parsed.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.at("lb", &format!("{BINARY} status --json"))).unwrap()
+    }
+
+    /// The XDP program on `eth0` of `lb`, as `ip` tells it.
+    pub fn attached(&self) -> Option<Value> {
+        let links: Value =
+            serde_json::from_str(&self.at("lb", "ip -j -d link show dev eth0")).unwrap();
+        links[0].get("xdp").cloned()
+    }
+
+    /// A value of `Tcp:` in /proc/net/snmp of a host.
+    pub fn tcp_counter(&self, host: &str, name: &str) -> u64 {
+        let text = self.at(host, "cat /proc/net/snmp");
+        let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+        let names = lines.next().unwrap().split(' ');
+        let values = lines.next().unwrap().split(' ');
+        let found = names.zip(values).find(|(known, _)| *known == name);
+        found.unwrap().1.parse().unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.sandbox.kill();
+        let _ = self.sandbox.wait();
+    }
+}
+
+/// A running `xdp-proxy run`. A test that fails prints its log.
+pub struct Balancer<'a> {
+    lab: &'a Lab,
+    child: Child,
+    log: PathBuf,
+    /// The line "ready: ...".
+    pub ready: String,
+    /// From the start of the command, `nsenter` and `ip netns exec` included.
+    pub ready_after: Duration,
+}
+
+impl Balancer<'_> {
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // The child itself is nsenter, which hands no signal on.
+        let pid = only_child(self.child.id());
+        kill(Pid::from_raw(pid as i32), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < END_DEADLINE, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it as a user would; it must exit 0.
+    pub fn end(self) {
+        self.signal(Signal::SIGTERM);
+        let log = self.log.clone();
+        let status = self.wait();
+        let log = fs::read_to_string(log).unwrap_or_default();
+        assert_eq!(status.code(), Some(0), "after SIGTERM: {log}");
+    }
+
+    /// Waits until `status` is as wanted; returns how long that took.
+    pub fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Duration {
+        let start = Instant::now();
+        loop {
+            let status = self.lab.status();
+            if wanted(&status) {
+                return start.elapsed();
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(8),
+                "not {what}: {status:#}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Balancer<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the load balancer's log\n{}---", self.log());
+        }
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill(
+                Pid::from_raw(only_child(self.child.id()) as i32),
+                Signal::SIGKILL,
+            );
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The line of the error that the command must have ended with: the only one, and
+/// the last thing on stderr.
+pub fn refusal(output: &Output, code: i32) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    let errors: Vec<&str> = stderr
+        .lines()
+        .filter(|line| line.starts_with("xdp-proxy: "))
+        .collect();
+    assert!(errors.len() == 1, "not one error: {stderr}");
+    assert_eq!(stderr.lines().last(), Some(errors[0]), "{stderr}");
+    for bad in ["panicked", "(errno", "RUST_BACKTRACE"] {
+        assert!(!stderr.contains(bad), "{bad}: {stderr}");
+    }
+    errors[0].to_owned()
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("lab").join(name)
+}
+
+fn printed(what: &str, output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "{what}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+fn only_child(pid: u32) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.trim().parse().unwrap()
+}
+
+fn nonce() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

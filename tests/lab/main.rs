@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! End to end: real clients and servers around the load balancer, in the lab of
+//! lab/netns.sh. What is measured is printed (`cargo test --test lab -- --nocapture`).
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod accounting;
+mod attach;
+mod errors;
+mod host;
+mod lifecycle;
+mod paths;
+mod ports;
+mod spread;
+mod traffic;
+
+use common::lab::Lab;
+
+/// A lab for a test, unless it must be skipped.
+fn lab(test: &str) -> Option<Lab> {
+    common::root_or_skip(test).then(Lab::start)
+}
