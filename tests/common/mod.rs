@@ -4,7 +4,10 @@
 
 pub mod case;
 pub mod connection;
+pub mod exchange;
+pub mod frame;
 pub mod frames;
+pub mod icmp;
 pub mod random;
 pub mod rig;
 
