@@ -10,6 +10,7 @@ use xdp_proxy::stats::Counters;
 
 use super::connection::*;
 use super::frames::*;
+use super::icmp::*;
 use super::rig::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +95,8 @@ pub enum Expect {
     /// acknowledgement number.
     Reset(OutcomeCode, u32, Option<u32>),
     Dropped(OutcomeCode),
+    /// The sender learns that the packet's time to live ran out.
+    TimeExceeded,
 }
 
 pub struct Case {
@@ -190,6 +193,16 @@ impl Case {
                 (XDP_TX, code, reset.bytes(out_sum))
             }
             Expect::Dropped(code) => (XDP_DROP, code, frame.clone()),
+            Expect::TimeExceeded => {
+                let completed = out_sum == Sum::Partial;
+                let transport_at = ETHERNET_BYTES + segment.ip.header_len();
+                let completed_at = completed.then_some(16);
+                (
+                    XDP_TX,
+                    OutcomeCode::OUTCOME_TIME_EXCEEDED,
+                    icmp_answer(&frame, transport_at, Told::TimeExceeded, completed_at),
+                )
+            }
         };
         assert_eq!(ran.verdict, verdict, "verdict");
         assert_eq!(ran.frame, bytes, "every byte out");

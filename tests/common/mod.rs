@@ -4,8 +4,11 @@
 
 pub mod case;
 pub mod connection;
+pub mod exchange;
+pub mod frame;
 pub mod frames;
 pub mod http;
+pub mod icmp;
 pub mod lab;
 pub mod random;
 pub mod rig;

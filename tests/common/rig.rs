@@ -2,7 +2,7 @@
 //! A loaded program that packets are run through by BPF_PROG_TEST_RUN.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libbpf_rs::ProgramInput;
 use xdp_proxy::abi::OutcomeCode;
@@ -16,6 +16,7 @@ use xdp_proxy::tables::{BackendTable, Path, Tables};
 pub const LB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+pub const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 pub const MTU_BYTES: u32 = 1500;
 
@@ -26,12 +27,12 @@ pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 pub const XDP_TX: u32 = 3;
 
-/// The MAC that backend 10.0.0.N has in the rig.
+/// The MAC that backend 10.0.0.N or fd00::N has in the rig.
 pub fn backend_mac(address: IpAddr) -> [u8; 6] {
-    let IpAddr::V4(v4) = address else {
-        panic!("{address}")
-    };
-    [2, 0, 0, 1, 0, v4.octets()[3]]
+    match address {
+        IpAddr::V4(v4) => [2, 0, 0, 1, 0, v4.octets()[3]],
+        IpAddr::V6(v6) => [2, 0, 0, 1, 6, v6.octets()[15]],
+    }
 }
 
 pub struct Rig {
@@ -82,12 +83,17 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
+/// `listen` is "10.0.0.5:80", "[fd00::5]:80" or either of them with "/udp".
 pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
+    let (listen, protocol) = match listen.strip_suffix("/udp") {
+        Some(listen) => (listen, Protocol::Udp),
+        None => (listen, Protocol::Tcp),
+    };
     let listen: std::net::SocketAddr = listen.parse().expect("an address");
     let listen = Listen {
         vip: listen.ip(),
         port: listen.port(),
-        protocol: Protocol::Tcp,
+        protocol,
     };
     Service {
         name: listen.to_string(),
@@ -96,7 +102,7 @@ pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
         scheduler: Scheduler::Maglev,
         source: vec![],
         source_ports: PortRanges::beside(32768..=60999).expect("ports"),
-        timeouts: Timeouts::of(Protocol::Tcp),
+        timeouts: Timeouts::of(protocol),
         backends: backends
             .iter()
             .map(|(address, weight)| Backend {
@@ -115,12 +121,15 @@ pub fn config(services: Vec<Service>) -> Config {
     }
 }
 
-/// Every backend is reached directly, from [`SOURCE`], and answers.
+/// Every backend is reached directly, from [`SOURCE`] or [`SOURCE_V6`], and answers.
 pub fn tables(config: &Config) -> Tables {
     let tick = datapath::tick().expect("the kernel's tick");
     Tables::new(config, tick, |address| Path {
         mac: Some(backend_mac(address)),
-        source: Some(SOURCE.into()),
+        source: Some(match address {
+            IpAddr::V4(_) => SOURCE.into(),
+            IpAddr::V6(_) => SOURCE_V6.into(),
+        }),
         alive: true,
     })
     .expect("tables")

@@ -13,7 +13,6 @@ use crate::common::root_or_skip;
 
 const MALFORMED: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_MALFORMED;
 const FRAGMENT: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_FRAGMENT;
-const TTL: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_TTL;
 
 const OPEN: &[Packet] = &[client(SYN), backend(SYN | ACK), client(ACK)];
 const MOVED: &[Packet] = &[
@@ -176,31 +175,58 @@ const KEPT: &[Case] = &[
     ),
 ];
 
-const BROKEN: &[Case] = &[
+const OUT_OF_TIME: &[Case] = &[
     case(
-        "TTL 1 is dropped on the way out",
+        "TTL 1 is answered on the way out",
         OPEN,
         client(ACK).edit(|s| s.ip.time_to_live = 1),
-        Dropped(TTL),
+        TimeExceeded,
     ),
     case(
-        "TTL 0 is dropped on the way out",
+        "TTL 0 is answered on the way out",
         OPEN,
-        client(ACK).edit(|s| s.ip.time_to_live = 0),
-        Dropped(TTL),
+        client(ACK).payload(43).edit(|s| s.ip.time_to_live = 0),
+        TimeExceeded,
     ),
     case(
-        "TTL 1 is dropped on the way back",
+        "TTL 1 is answered on the way back",
         OPEN,
-        backend(ACK).edit(|s| s.ip.time_to_live = 1),
-        Dropped(TTL),
+        backend(ACK).payload(44).edit(|s| s.ip.time_to_live = 1),
+        TimeExceeded,
     ),
     case(
         "a SYN with TTL 1 begins nothing",
         &[],
         client(SYN).edit(|s| s.ip.time_to_live = 1),
-        Dropped(TTL),
+        TimeExceeded,
     ),
+    case(
+        "no more than 64 bytes are quoted, and IP options are",
+        OPEN,
+        client(PSH | ACK).payload(1001).edit(|s| {
+            s.ip.time_to_live = 1;
+            s.ip.options = [1; 40].into();
+        }),
+        TimeExceeded,
+    ),
+    case(
+        "padding is not quoted",
+        OPEN,
+        client(PSH | ACK).payload(1).edit(|s| {
+            s.ip.time_to_live = 1;
+            s.padding = vec![0xa5; 5];
+        }),
+        TimeExceeded,
+    ),
+    case(
+        "a RST whose time is over ends nothing",
+        OPEN,
+        client(RST).edit(|s| s.ip.time_to_live = 1),
+        TimeExceeded,
+    ),
+];
+
+const BROKEN: &[Case] = &[
     case(
         "a first fragment for a service is dropped",
         &[],
@@ -312,6 +338,13 @@ const BROKEN: &[Case] = &[
 fn what_headers_hold_is_kept() {
     if root_or_skip("what_headers_hold_is_kept") {
         check(KEPT);
+    }
+}
+
+#[test]
+fn the_sender_is_told_that_its_packets_time_is_over() {
+    if root_or_skip("the_sender_is_told_that_its_packets_time_is_over") {
+        check(OUT_OF_TIME);
     }
 }
 

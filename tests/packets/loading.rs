@@ -8,6 +8,7 @@ use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use xdp_proxy::abi::{PROGRAM_NAME, XdpProxySkelBuilder};
 use xdp_proxy::datapath::Settings;
+use xdp_proxy::tables::Tables;
 
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -18,7 +19,7 @@ const INSTRUCTIONS_MAX: u32 = 50_000;
 
 /// What the verifier's log says of the same program: kernels before 5.16 keep
 /// no count.
-fn verified_by_the_log(settings: &Settings) -> u32 {
+fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     /// BPF_LOG_STATS, in the kernel's linux/bpf_verifier.h.
     const STATISTICS: u32 = 4;
     let mut log = vec![0u8; 64 << 10];
@@ -28,6 +29,8 @@ fn verified_by_the_log(settings: &Settings) -> u32 {
     rodata.address_mask = 1;
     rodata.service_mask = 1;
     rodata.bucket_mask = 1;
+    rodata.serves_ipv6 = tables.serves_ipv6.into();
+    rodata.serves_udp = tables.serves_udp.into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
     let program = &mut open.progs.xdp_proxy;
@@ -53,29 +56,51 @@ fn the_verifier_walks_few_instructions_whatever_the_settings() {
     if !root_or_skip("the_verifier_walks_few_instructions_whatever_the_settings") {
         return;
     }
-    for partial_checksums in [false, true] {
-        for complete_checksums in [false, true] {
-            let settings = Settings {
-                partial_checksums,
-                complete_checksums,
-                ..WHOLE
-            };
-            let services = vec![service("10.0.0.5:80", &[("10.0.0.2:80", 1)])];
-            let rig = Rig::new(&config(services), settings);
-            let id = rig.datapath.program_id().unwrap();
-            let program = ProgInfoIter::default()
-                .find(|program| program.id == id)
-                .expect("the program is loaded");
-            assert_eq!(program.name, PROGRAM_NAME);
-            let verified = match program.verified_insns {
-                0 => verified_by_the_log(&settings),
-                count => count,
-            };
-            println!(
-                "partial {partial_checksums}, complete {complete_checksums}: \
-                 {verified} instructions verified"
-            );
-            assert!((1..=INSTRUCTIONS_MAX).contains(&verified));
+    // What is served is compiled in as well.
+    for listens in [
+        &["10.0.0.5:80"][..],
+        &["10.0.0.5:80/udp"],
+        &["[fd00::5]:80"],
+        &["10.0.0.5:80/udp", "[fd00::5]:80"],
+    ] {
+        for partial_checksums in [false, true] {
+            for complete_checksums in [false, true] {
+                let settings = Settings {
+                    partial_checksums,
+                    complete_checksums,
+                    ..WHOLE
+                };
+                println!(
+                    "{listens:?}, partial {partial_checksums}, complete {complete_checksums}:"
+                );
+                verified_instructions(listens, settings);
+            }
         }
     }
+}
+
+fn verified_instructions(listens: &[&str], settings: Settings) {
+    let services = listens
+        .iter()
+        .map(|listen| {
+            let backend = if listen.starts_with('[') {
+                "[fd00::2]:80"
+            } else {
+                "10.0.0.2:80"
+            };
+            service(listen, &[(backend, 1)])
+        })
+        .collect();
+    let rig = Rig::new(&config(services), settings);
+    let id = rig.datapath.program_id().unwrap();
+    let program = ProgInfoIter::default()
+        .find(|program| program.id == id)
+        .expect("the program is loaded");
+    assert_eq!(program.name, PROGRAM_NAME);
+    let verified = match program.verified_insns {
+        0 => verified_by_the_log(&rig.tables, &settings),
+        count => count,
+    };
+    println!("    {verified} instructions verified");
+    assert!((1..=INSTRUCTIONS_MAX).contains(&verified));
 }

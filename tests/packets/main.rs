@@ -18,3 +18,4 @@ mod resets;
 mod reuse;
 mod services;
 mod shares;
+mod udp;

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What a client and a backend send each other through a loaded program, by
+//! either protocol over either family; every byte that comes out is compared.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::datapath;
+use xdp_proxy::service::Protocol;
+
+use super::connection::{BACKEND_SEQUENCE, CLIENT_SEQUENCE};
+use super::frame::*;
+use super::frames::*;
+use super::icmp::*;
+use super::rig::*;
+
+/// The source address and port of a flow, and its backend.
+pub type Path = (SocketAddr, SocketAddr);
+
+pub struct Exchange<'rig> {
+    pub rig: &'rig Rig,
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    pub service: SocketAddr,
+    /// Known once a packet reached the backend.
+    pub path: Option<Path>,
+    /// How both ends send.
+    pub sum: Sum,
+}
+
+/// A client's address, of the family of `service`, that differs for every
+/// `number` below 2^24.
+pub fn client_of(service: SocketAddr, number: u32) -> SocketAddr {
+    let [_, a, b, c] = number.to_be_bytes();
+    let ip: IpAddr = match service.ip() {
+        IpAddr::V4(_) => Ipv4Addr::new(100, a, b, c).into(),
+        IpAddr::V6(_) => {
+            let word = number.wrapping_mul(0x9e37_79b1);
+            let bits = (0xfd01_u128) << 112 | u128::from(word) << 40 | u128::from(number);
+            Ipv6Addr::from(bits).into()
+        }
+    };
+    let port = 1024 + (number.wrapping_mul(40_503) % 60_000) as u16;
+    SocketAddr::new(ip, port)
+}
+
+impl<'rig> Exchange<'rig> {
+    /// Of client `number` with `service`, as [`service`] takes it.
+    pub fn new(rig: &'rig Rig, service: &str, number: u32) -> Exchange<'rig> {
+        let (service, protocol) = match service.strip_suffix("/udp") {
+            Some(service) => (service, Protocol::Udp),
+            None => (service, Protocol::Tcp),
+        };
+        let service = service.parse().expect("an address");
+        Exchange {
+            rig,
+            protocol,
+            client: client_of(service, number),
+            service,
+            path: None,
+            sum: Sum::Complete,
+        }
+    }
+
+    pub fn with_sum(self, sum: Sum) -> Exchange<'rig> {
+        Exchange { sum, ..self }
+    }
+
+    pub fn with_path(self, path: Path) -> Exchange<'rig> {
+        let path = Some(path);
+        Exchange { path, ..self }
+    }
+
+    pub fn path(&self) -> Path {
+        self.path.expect("a packet reached a backend before")
+    }
+
+    /// Flags are for TCP alone.
+    pub fn client_frame(&self, flags: u8) -> Frame {
+        let macs = (CLIENT_MAC, LB_MAC);
+        let mut frame = Frame::new(self.protocol, macs, self.client, self.service);
+        if self.protocol == Protocol::Tcp {
+            let tcp = frame.tcp();
+            tcp.sequence_number = CLIENT_SEQUENCE;
+            tcp.acknowledgment_number = u32::from(flags & ACK != 0) * (BACKEND_SEQUENCE + 1);
+            tcp.window_size = 0xfaf0;
+            set_flags(tcp, flags);
+        }
+        frame
+    }
+
+    pub fn backend_frame(&self, flags: u8) -> Frame {
+        let (source, backend) = self.path();
+        let macs = (backend_mac(backend.ip()), LB_MAC);
+        let mut frame = Frame::new(self.protocol, macs, backend, source);
+        if self.protocol == Protocol::Tcp {
+            let tcp = frame.tcp();
+            tcp.sequence_number = BACKEND_SEQUENCE;
+            tcp.acknowledgment_number = CLIENT_SEQUENCE + 1;
+            set_flags(tcp, flags);
+        }
+        frame
+    }
+
+    /// What must come out where `frame` reaches the backend by `path`.
+    pub fn forwarded(frame: &Frame, (source, backend): Path) -> Frame {
+        let mut out = frame.clone();
+        (out.from_mac, out.to_mac) = (frame.to_mac, backend_mac(backend.ip()));
+        out.set_ends(source, backend);
+        *out.hops() -= 1;
+        out
+    }
+
+    /// What must come out where `frame` returns to the client.
+    pub fn returned(&self, frame: &Frame) -> Frame {
+        let mut out = frame.clone();
+        (out.from_mac, out.to_mac) = (frame.to_mac, CLIENT_MAC);
+        out.set_ends(self.service, self.client);
+        *out.hops() -= 1;
+        out
+    }
+
+    /// How a packet of [`Exchange::sum`] leaves this program.
+    pub fn sum_out(&self) -> Sum {
+        if self.rig.settings.complete_checksums {
+            Sum::Complete
+        } else {
+            self.sum
+        }
+    }
+
+    /// To the backend; notes the path, or checks that it is the one before.
+    #[track_caller]
+    pub fn forward_frame(&mut self, frame: &Frame) {
+        let ran = self.counted(&frame.bytes(self.sum), OutcomeCode::OUTCOME_FORWARDED);
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
+        let path = *self.path.get_or_insert_with(|| ends_of(&ran.frame));
+        let wanted = Self::forwarded(frame, path);
+        assert_eq!(ran.frame, wanted.bytes(self.sum_out()), "{frame:?}");
+    }
+
+    #[track_caller]
+    pub fn reply_frame(&self, frame: &Frame) {
+        let ran = self.counted(&frame.bytes(self.sum), OutcomeCode::OUTCOME_RETURNED);
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
+        let wanted = self.returned(frame);
+        assert_eq!(ran.frame, wanted.bytes(self.sum_out()), "{frame:?}");
+    }
+
+    #[track_caller]
+    pub fn forward(&mut self, flags: u8) {
+        self.forward_frame(&self.client_frame(flags));
+    }
+
+    #[track_caller]
+    pub fn reply(&self, flags: u8) {
+        self.reply_frame(&self.backend_frame(flags));
+    }
+
+    /// TCP: the handshake. UDP: a datagram and its answer.
+    #[track_caller]
+    pub fn open(&mut self) {
+        self.forward(SYN);
+        self.reply(SYN | ACK);
+        self.forward(ACK);
+    }
+
+    #[track_caller]
+    pub fn close(&mut self) {
+        self.forward(FIN | ACK);
+        self.reply(FIN | ACK);
+        self.forward(ACK);
+    }
+
+    /// Runs it; counted by this outcome alone.
+    #[track_caller]
+    pub fn counted(&self, frame: &[u8], code: OutcomeCode) -> Ran {
+        let mut outcomes = self.rig.counters().outcomes;
+        let ran = self.rig.run(frame);
+        outcomes[code.0 as usize] += 1;
+        assert_eq!(self.rig.counters().outcomes, outcomes, "{code:?}: {ran:?}");
+        ran
+    }
+
+    #[track_caller]
+    pub fn is_passed(&self, frame: &[u8]) {
+        let ran = self.counted(frame, OutcomeCode::OUTCOME_PASSED);
+        assert_eq!((ran.verdict, &ran.frame[..]), (XDP_PASS, frame));
+    }
+
+    #[track_caller]
+    pub fn is_dropped(&self, frame: &[u8], code: OutcomeCode) {
+        let ran = self.counted(frame, code);
+        assert_eq!((ran.verdict, &ran.frame[..]), (XDP_DROP, frame));
+    }
+
+    /// Answered by a RST (RFC 9293, section 3.10.7.1) with all that was before
+    /// the TCP header.
+    #[track_caller]
+    pub fn is_reset(&self, frame: &Frame, code: OutcomeCode) {
+        let mut out = frame.clone();
+        let tcp = frame.clone().tcp().clone();
+        (out.from_mac, out.to_mac) = (frame.to_mac, frame.from_mac);
+        out.set_ends(frame.destination(), frame.source());
+        *out.hops() = 64;
+        if let Network::V4(ip) = &mut out.network {
+            (ip.identification, ip.dont_fragment) = (0, true);
+        }
+        (out.payload, out.padding) = (vec![], vec![]);
+        let length = frame.payload.len() as u32 + u32::from(tcp.syn) + u32::from(tcp.fin);
+        let mut reset = etherparse::TcpHeader::new(tcp.destination_port, tcp.source_port, 0, 0);
+        if tcp.ack {
+            reset.sequence_number = tcp.acknowledgment_number;
+            set_flags(&mut reset, RST);
+        } else {
+            reset.acknowledgment_number = tcp.sequence_number.wrapping_add(length);
+            set_flags(&mut reset, RST | ACK);
+        }
+        *out.tcp() = reset;
+        let ran = self.counted(&frame.bytes(self.sum), code);
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
+        assert_eq!(ran.frame, out.bytes(self.sum_out()), "{frame:?}");
+    }
+
+    /// Answered by ICMP, after a rest that the limit asks for.
+    #[track_caller]
+    pub fn is_told(&self, frame: &Frame, told: Told, code: OutcomeCode) {
+        std::thread::sleep(2 * datapath::tick().expect("the kernel's tick"));
+        let bytes = frame.bytes(self.sum);
+        let completed = self.sum_out() == Sum::Partial && !frame.unsummed;
+        let completed_at = completed.then(|| frame.checksum_at());
+        let wanted = icmp_answer(&bytes, frame.transport_at(), told, completed_at);
+        let ran = self.counted(&bytes, code);
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
+        assert_eq!(ran.frame, wanted, "{frame:?}");
+    }
+}
+
+pub fn set_flags(tcp: &mut etherparse::TcpHeader, flags: u8) {
+    tcp.fin = flags & FIN != 0;
+    tcp.syn = flags & SYN != 0;
+    tcp.rst = flags & RST != 0;
+    tcp.psh = flags & PSH != 0;
+    tcp.ack = flags & ACK != 0;
+}
