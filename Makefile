@@ -14,7 +14,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
-.PHONY: help deps build run curl bench down test test-kernels lint clean
+.PHONY: help deps build run curl bench down test test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -64,13 +64,18 @@ test-kernels: ## the packet tests on Debian's kernels 5.10, 6.1 and 6.12, emulat
 lint: ## formatting, clippy, SPDX lines, shellcheck
 	@lab/deps.sh build lint
 	cargo fmt --check
-	@cargo clippy --release --all-targets --target $(TARGET) -- -D warnings
+	@cargo clippy --release --workspace --all-targets --target $(TARGET) -- -D warnings
 	clang-format --dry-run -Werror $(C_FILES)
 	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
 		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \
 		echo "without the line '$(SPDX)':" $$bare >&2; exit 1; fi
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \
 		else echo "shellcheck is not there: scripts not checked"; fi
+
+vmlinux: ## write vmlinux/vmlinux.h anew from this kernel's BTF
+	@lab/deps.sh build
+	@cargo run -q --release --target $(TARGET) --package vmlinux >vmlinux/vmlinux.h.new
+	@mv vmlinux/vmlinux.h.new vmlinux/vmlinux.h
 
 clean: ## remove what was built
 	rm -rf build
