@@ -247,12 +247,7 @@ impl Datapath {
             for cpu in
                 per_cpu::<types::backend_counters>(&self.skeleton.maps.backend_counters, index)?
             {
-                total.forwarded_packets += cpu.forwarded_packets;
-                total.forwarded_bytes += cpu.forwarded_bytes;
-                total.returned_packets += cpu.returned_packets;
-                total.returned_bytes += cpu.returned_bytes;
-                total.flows_begun += cpu.flows_begun;
-                total.flows_ended += cpu.flows_ended;
+                total.add(&cpu.into());
             }
             counters.backends.push(total);
         }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::abi::OutcomeCode;
+use crate::abi::{OutcomeCode, backend_counters};
 
 /// What was done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,16 @@ pub struct BackendCounters {
 }
 
 impl BackendCounters {
+    /// Adds another CPU's or backend's counters to these.
+    pub fn add(&mut self, other: &BackendCounters) {
+        self.forwarded_packets += other.forwarded_packets;
+        self.forwarded_bytes += other.forwarded_bytes;
+        self.returned_packets += other.returned_packets;
+        self.returned_bytes += other.returned_bytes;
+        self.flows_begun += other.flows_begun;
+        self.flows_ended += other.flows_ended;
+    }
+
     /// Flows that it has now; closing ones are not counted.
     pub fn flows(&self) -> u64 {
         self.flows_begun.saturating_sub(self.flows_ended)
@@ -93,6 +103,19 @@ pub struct Packets {
     pub passed: u64,
     pub sent: BTreeMap<String, u64>,
     pub dropped: BTreeMap<String, u64>,
+}
+
+impl From<backend_counters> for BackendCounters {
+    fn from(of_cpu: backend_counters) -> BackendCounters {
+        BackendCounters {
+            forwarded_packets: of_cpu.forwarded_packets,
+            forwarded_bytes: of_cpu.forwarded_bytes,
+            returned_packets: of_cpu.returned_packets,
+            returned_bytes: of_cpu.returned_bytes,
+            flows_begun: of_cpu.flows_begun,
+            flows_ended: of_cpu.flows_ended,
+        }
+    }
 }
 
 impl Counters {

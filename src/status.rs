@@ -55,18 +55,6 @@ pub struct BackendStatus {
     pub counters: BackendCounters,
 }
 
-impl BackendCounters {
-    /// Adds another backend's counters to these.
-    pub fn add(&mut self, other: &BackendCounters) {
-        self.forwarded_packets += other.forwarded_packets;
-        self.forwarded_bytes += other.forwarded_bytes;
-        self.returned_packets += other.returned_packets;
-        self.returned_bytes += other.returned_bytes;
-        self.flows_begun += other.flows_begun;
-        self.flows_ended += other.flows_ended;
-    }
-}
-
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
