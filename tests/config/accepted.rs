@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use xdp_proxy::config::describe;
-use xdp_proxy::service::{Mode, PortRanges, Timeouts};
+use xdp_proxy::service::{Mode, PortRanges, Protocol, Timeouts};
 
 #[test]
 fn a_service_with_only_the_needed_keys_has_every_default() {
