@@ -254,8 +254,10 @@ impl Frame {
     fn extension_bytes(&self, extensions: &[Extension]) -> Vec<u8> {
         let kinds = extensions.iter().map(kind_of);
         let next = kinds.skip(1).chain([self.protocol()]);
-        let bytes = extensions.iter().zip(next).map(|(extension, next)| {
-            match extension {
+        let bytes = extensions
+            .iter()
+            .zip(next)
+            .map(|(extension, next)| match extension {
                 Extension::Raw(_, body) => Ipv6RawExtHeader::new_raw(next, body)
                     .expect("a length that fits")
                     .to_bytes()
@@ -266,8 +268,7 @@ impl Frame {
                         .to_bytes()
                         .to_vec()
                 }
-            }
-        });
+            });
         bytes.flatten().collect()
     }
 

@@ -31,7 +31,9 @@ fn the_verifier_walks_few_instructions_whatever_the_settings() {
                     complete_checksums,
                     ..WHOLE
                 };
-                println!("{listens:?}, partial {partial_checksums}, complete {complete_checksums}:");
+                println!(
+                    "{listens:?}, partial {partial_checksums}, complete {complete_checksums}:"
+                );
                 verified_instructions(listens, settings);
             }
         }

@@ -26,8 +26,14 @@ const SOON_OVER: Duration = Duration::from_millis(120);
 /// A service of each family with two backends.
 type Served = (&'static str, [(&'static str, u16); 2]);
 const SERVED: [Served; 2] = [
-    ("10.0.0.5:53/udp", [("10.0.0.2:53", 1), ("10.0.0.3:5353", 1)]),
-    ("[fd00::5]:53/udp", [("[fd00::2]:53", 1), ("[fd00::3]:5353", 1)]),
+    (
+        "10.0.0.5:53/udp",
+        [("10.0.0.2:53", 1), ("10.0.0.3:5353", 1)],
+    ),
+    (
+        "[fd00::5]:53/udp",
+        [("[fd00::2]:53", 1), ("[fd00::3]:5353", 1)],
+    ),
 ];
 
 fn rig_of((listen, backends): &Served, settings: xdp_proxy::datapath::Settings) -> Rig {
@@ -222,7 +228,12 @@ fn without_a_backend_the_client_is_told_port_unreachable() {
                 frame.unsummed = true;
                 exchange.is_told(&frame, Told::PortUnreachable, NO_BACKEND);
             }
-            let ended = rig.counters().backends.iter().map(|b| b.flows_begun).sum::<u64>();
+            let ended = rig
+                .counters()
+                .backends
+                .iter()
+                .map(|b| b.flows_begun)
+                .sum::<u64>();
             assert_eq!(ended, 0);
         }
     }
@@ -295,7 +306,10 @@ fn more_errors_than_the_limit_are_dropped_and_counted() {
         }
         let ticks = started.elapsed().as_nanos() / tick.as_nanos() + 2;
         println!("{told} told in {ticks} ticks");
-        assert!(told >= 16 && u128::from(told) <= 16 * ticks, "{told} in {ticks}");
+        assert!(
+            told >= 16 && u128::from(told) <= 16 * ticks,
+            "{told} in {ticks}"
+        );
         assert!(told < DATAGRAMS, "the limit was met");
         assert_eq!(rig.counter(TIME_EXCEEDED), told);
         let limited = rig.counter(OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT);
