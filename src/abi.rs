@@ -139,10 +139,17 @@ fn place_hash(key: u64) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
 }
 
+/// `mix` of src/bpf/service.h.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 /// Where the search for an address begins, before the mask.
 pub fn address_place(entry: &address) -> usize {
     let [a, b, c, d] = entry.address.map(u64::from);
-    place_hash((b << 32 | a) ^ (d << 32 | c).wrapping_mul(0xbf58_476d_1ce4_e5b9))
+    place_hash(a ^ mix((b << 32 | c) ^ mix(d)))
 }
 
 /// Where the search for a service begins, before the mask.

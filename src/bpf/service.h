@@ -15,12 +15,23 @@ static __always_inline __u32 place_hash(__u64 key)
 	return key * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
+/* The mixer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
+static __always_inline __u64 mix(__u64 x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ULL;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+/* Mixed, as place_hash hardly minds the upper bits of its key; IPv4: the word. */
 static __always_inline __u64 address_key(const __be32 *address)
 {
 	if (!serves_ipv6)
 		return address[0];
-	return ((__u64)address[1] << 32 | address[0]) ^
-	       ((__u64)address[3] << 32 | address[2]) * 0xbf58476d1ce4e5b9ULL;
+	return address[0] ^
+	       mix(((__u64)address[1] << 32 | address[2]) ^ mix(address[3]));
 }
 
 /* Sets vip and source; passes what is for no address of ours. */

@@ -39,16 +39,6 @@ static __always_inline struct flow *flow_at(__u32 slot)
 	return bpf_map_lookup_elem(&flows, &slot);
 }
 
-/* The mixer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). */
-static __always_inline __u64 mix(__u64 x)
-{
-	x ^= x >> 30;
-	x *= 0xbf58476d1ce4e5b9ULL;
-	x ^= x >> 27;
-	x *= 0x94d049bb133111ebULL;
-	return x ^ x >> 31;
-}
-
 /* Of the client's tuple; the seed keeps its buckets unknown to clients. */
 static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 {
@@ -56,9 +46,10 @@ static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 		      (__u32)packet->source_port << 16 | packet->dest_port;
 
 	if (is_ipv6(packet))
-		tuple ^= mix(((__u64)packet->from[1] << 32 | packet->from[2]) ^
-			     seed) +
-			 packet->from[3];
+		tuple ^= mix(mix(((__u64)packet->from[1] << 32 |
+				  packet->from[2]) ^
+				 seed) +
+			     packet->from[3]);
 	return mix(tuple ^ seed ^ (__u64)packet->vip << 8 ^ packet->protocol);
 }
 

@@ -7,13 +7,16 @@ mod common;
 
 mod checksums;
 mod expiry;
+mod families;
 mod flows;
 mod headers;
+mod ipv6;
 mod loading;
 mod not_ours;
 mod ports;
 mod races;
 mod random;
+mod random_all;
 mod resets;
 mod reuse;
 mod services;
