@@ -46,10 +46,10 @@ static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 		      (__u32)packet->source_port << 16 | packet->dest_port;
 
 	if (is_ipv6(packet))
-		tuple ^= mix(mix(((__u64)packet->from[1] << 32 |
-				  packet->from[2]) ^
-				 seed) +
-			     packet->from[3]);
+		tuple ^= mix(
+			mix(((__u64)packet->from[1] << 32 | packet->from[2]) ^
+			    seed) +
+			packet->from[3]);
 	return mix(tuple ^ seed ^ (__u64)packet->vip << 8 ^ packet->protocol);
 }
 

@@ -9,7 +9,7 @@ use xdp_proxy::datapath::Settings;
 use crate::common::exchange::*;
 use crate::common::frame::*;
 use crate::common::frames::*;
-use crate::common::random::Random;
+use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -99,7 +99,7 @@ fn with_settings(name: &str, backends: &[(&str, u16)], settings: Settings, mixed
         })
         .collect();
     let mut out = vec![0; FRAME_BYTES_MAX];
-    let rounds = PACKETS.div_ceil(6);
+    let rounds = at_most(PACKETS).div_ceil(6);
     for _ in 0..rounds {
         let i = random.below(flows.len());
         let (exchange, sums) = &mut flows[i];
