@@ -100,11 +100,6 @@ fn a_bad_flag_names_the_value_and_the_mend() {
             "/tcp",
         ),
         (
-            "--listen 192.0.2.1:80/udp --backend 192.0.2.10",
-            "udp",
-            "/tcp",
-        ),
-        (
             "--listen [2001:db8::1]:80 --backend 192.0.2.10",
             "2001:db8::1",
             "IPv4",
