@@ -11,7 +11,9 @@ use std::time::Duration;
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
-pub use types::{address, backend, backend_counters, flow, ip_address, maglev, ports, service};
+pub use types::{
+    address, backend, backend_counters, flow, ip_address, maglev, port_map, ports, service,
+};
 
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
@@ -25,6 +27,10 @@ pub const SLOT_MASK: u32 = 0xf_ffff;
 pub const SWEEP_ROUND: u32 = 64;
 /// Entries of a bucket (`BUCKET_ENTRIES` in abi.h).
 pub const BUCKET_ENTRIES: usize = 14;
+/// VLAN tags of a frame, at most (`VLAN_TAGS` in abi.h).
+pub const VLAN_TAGS: usize = 2;
+/// Datagrams in fragments that are remembered (`FRAGMENTED` in abi.h).
+pub const FRAGMENTED: usize = 8192;
 /// The name of the program in the kernel, by which it is known again.
 pub const PROGRAM_NAME: &str = "xdp_proxy";
 
@@ -39,19 +45,21 @@ unsafe impl plain::Plain for backend {}
 unsafe impl plain::Plain for backend_counters {}
 unsafe impl plain::Plain for ip_address {}
 unsafe impl plain::Plain for maglev {}
+unsafe impl plain::Plain for port_map {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
 unsafe impl plain::Plain for types::bucket {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);
-    assert!(size_of::<service>() == 24);
-    assert!(size_of::<backend>() == 32);
+    assert!(size_of::<service>() == 24 + crate::service::SOURCES_MAX);
+    assert!(size_of::<backend>() == 40);
+    assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);
     assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
     assert!(size_of::<flow>() == 64);
     assert!(size_of::<types::bucket>() == 4 + 4 + 4 * BUCKET_ENTRIES);
-    assert!(size_of::<ports>() == 16 + 2 * PORTS);
+    assert!(size_of::<ports>() == 40 + 4 * PORTS);
     assert!(size_of::<backend_counters>() == 48);
     assert!(std::mem::offset_of!(flow, seen) == 36);
 };
@@ -78,22 +86,31 @@ pub fn jiffies(duration: Duration, tick: Duration) -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
 }
 
-pub fn address_entry(address: IpAddr, vip: Option<usize>, source: Option<usize>) -> address {
+/// `answers_echo`: a VIP that the host itself does not own.
+pub fn address_entry(
+    address: IpAddr,
+    vip: Option<usize>,
+    source: Option<usize>,
+    answers_echo: bool,
+) -> address {
     address {
         address: address_words(address),
         vip: vip.map_or(0, |index| index as u16 + 1),
         source: source.map_or(0, |index| index as u16 + 1),
         family: family(address),
-        pad: 0,
+        answers_echo: answers_echo.into(),
     }
 }
 
-/// Times in jiffies; `vip` and `maglev` are indexes.
+/// Times in jiffies; `vip`, `maglev` and `sources` are indexes.
 pub struct ServiceEntry {
     pub vip: usize,
+    /// 0: of a service on several ports.
     pub port: u16,
     pub protocol: u8,
     pub maglev: usize,
+    /// At most [`crate::service::SOURCES_MAX`]; none: the source that reaches the backend.
+    pub sources: Vec<usize>,
     pub unanswered: u32,
     pub established: u32,
     pub closing: u32,
@@ -101,30 +118,53 @@ pub struct ServiceEntry {
 
 impl From<ServiceEntry> for service {
     fn from(entry: ServiceEntry) -> service {
+        let mut source = [0; crate::service::SOURCES_MAX];
+        for (place, index) in source.iter_mut().zip(&entry.sources) {
+            *place = *index as u8;
+        }
         service {
             vip: entry.vip as u16 + 1,
             port: entry.port.to_be(),
             protocol: entry.protocol.into(),
             maglev: entry.maglev as u16,
+            port_map: 0,
+            source_count: entry.sources.len() as u16,
             unanswered: entry.unanswered,
             established: entry.established,
             closing: entry.closing,
-            pad: 0,
+            source,
         }
     }
 }
 
-/// A backend; `path` is its next hop's MAC and the index of the source address
-/// that reaches it, once known; `alive`: it takes new flows.
+/// The entry that leads from a VIP and protocol to the port map of this index.
+pub fn port_map_entry(vip: usize, protocol: u8, port_map: usize) -> service {
+    service {
+        vip: vip as u16 + 1,
+        protocol: protocol.into(),
+        port_map: port_map as u16,
+        ..Default::default()
+    }
+}
+
+/// A VLAN tag as a frame carries it: tag protocol identifier and control information.
+pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
+    (u32::from(protocol) << 16 | u32::from(id)).to_be()
+}
+
+/// A backend; port 0: the one that the client connects to. `path` is its next
+/// hop's MAC, its VLAN tags (outermost first; 0: none) and the index of the source
+/// address that reaches it, once known; `alive`: it takes new flows.
 pub fn backend_entry(
     address: IpAddr,
     port: u16,
-    path: Option<([u8; 6], usize)>,
+    path: Option<([u8; 6], [u32; VLAN_TAGS], usize)>,
     alive: bool,
 ) -> backend {
-    let (mac, source) = path.unwrap_or_default();
+    let (mac, tags, source) = path.unwrap_or_default();
     backend {
         address: address_words(address),
+        tags,
         port: port.to_be(),
         source: source as u16,
         mac,

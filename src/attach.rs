@@ -89,6 +89,8 @@ pub async fn load_and_attach(
             hash_seed: seed,
             partial_checksums: may_carry_partial_checksums(interface),
             complete_checksums: *hook == Hook::Native,
+            handles_vlan: false,
+            tags_may_hide: false,
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
         let attempt = Datapath::load(tables, &settings).and_then(|mut datapath| {

@@ -120,11 +120,13 @@ fn path_of(neighbours: &Neighbours, address: IpAddr) -> Path {
     match neighbours.reach(address) {
         Some(Reach::Resolved { mac, source, .. }) => Path {
             mac: Some(mac),
+            tags: Default::default(),
             source: Some(source),
             alive: true,
         },
         Some(Reach::Unresolved { source, .. }) => Path {
             mac: None,
+            tags: Default::default(),
             source,
             alive: false,
         },

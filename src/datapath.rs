@@ -8,6 +8,7 @@ mod words;
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
@@ -23,6 +24,11 @@ use hook::{attach_fd, open_program};
 use host::raise_memlock_limit;
 use words::{explain, explain_load, keep_libbpf_quiet, take_libbpf_words};
 
+/// Of so many ports, one may have a flow that its client has not confirmed.
+const UNCONFIRMED_SHARE: u32 = 2;
+/// How long the decision on a first fragment is kept for the others.
+const FRAGMENT_LIFE: Duration = Duration::from_secs(2);
+
 /// What is compiled into the program when it is loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
@@ -32,6 +38,10 @@ pub struct Settings {
     pub partial_checksums: bool,
     /// Nobody completes them after the program (native mode).
     pub complete_checksums: bool,
+    /// Frames may carry VLAN tags; else such frames go to the host.
+    pub handles_vlan: bool,
+    /// The outermost tag may be out of the program's sight.
+    pub tags_may_hide: bool,
     /// Load onto the card of the interface with this index.
     pub offload_to: Option<u32>,
 }
@@ -69,6 +79,9 @@ impl Datapath {
         rodata.serves_udp = tables.serves_udp.into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
+        rodata.handles_vlan = settings.handles_vlan.into();
+        rodata.tags_may_hide = settings.tags_may_hide.into();
+        rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
 
         let sources = tables.source_ports.len();
         let backends = tables.backends.len() as u32 + 1;
@@ -331,7 +344,13 @@ fn port_queue(ports: &[u16]) -> Box<types::ports> {
         head: 0,
         tail: ports.len() as u32,
         hand: 0,
+        unconfirmed: 0,
+        unconfirmed_max: (ports.len() as u32 / UNCONFIRMED_SHARE).max(1),
+        begun_head: 0,
+        begun_tail: 0,
+        evicted: 0,
         port: [0; abi::PORTS],
+        begun: [0; abi::PORTS],
     });
     queue.port[..ports.len()].copy_from_slice(ports);
     queue

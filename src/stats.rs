@@ -40,6 +40,8 @@ pub const OUTCOMES: &[Outcome] = outcomes![
     OUTCOME_REFUSED_NO_BACKEND Sent "refused_no_backend",
     OUTCOME_REFUSED_SNAT_EXHAUSTED Sent "snat_exhausted",
     OUTCOME_TIME_EXCEEDED Sent "time_exceeded",
+    OUTCOME_ICMP_ERROR Sent "icmp_error",
+    OUTCOME_ECHO_REPLY Sent "echo_reply",
     OUTCOME_DROPPED_MALFORMED Dropped "malformed",
     OUTCOME_DROPPED_FRAGMENT Dropped "fragment",
     OUTCOME_DROPPED_ICMP_LIMIT Dropped "icmp_limit",

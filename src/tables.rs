@@ -39,6 +39,9 @@ impl BackendTable {
 pub struct Path {
     /// The next hop's MAC: the last one known, for the flows that are there.
     pub mac: Option<[u8; 6]>,
+    /// Tags of the VLAN it is in, as [`abi::vlan_tag`] makes them, outermost
+    /// first; 0: none.
+    pub tags: [u32; abi::VLAN_TAGS],
     /// The address that packets to it come from.
     pub source: Option<IpAddr>,
     /// The next hop answers: new flows may go there.
@@ -51,6 +54,11 @@ impl Path {
     pub fn followed_by(self, news: Path) -> Path {
         Path {
             mac: news.mac.or(self.mac),
+            tags: if news.mac.is_some() {
+                news.tags
+            } else {
+                self.tags
+            },
             source: news.source.or(self.source),
             alive: news.alive,
         }
@@ -160,7 +168,7 @@ impl Tables {
         }
         let entries: Vec<_> = roles
             .into_iter()
-            .map(|(address, (vip, source))| abi::address_entry(address, vip, source))
+            .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
         place(&entries, abi::address_place)
     }
@@ -172,7 +180,11 @@ impl Tables {
             .sources
             .iter()
             .position(|source| Some(*source) == table.path.source);
-        let path = table.path.mac.zip(source);
+        let path = table
+            .path
+            .mac
+            .zip(source)
+            .map(|(mac, source)| (mac, table.path.tags, source));
         abi::backend_entry(
             table.backend.address.ip(),
             table.backend.address.port(),
@@ -261,6 +273,7 @@ fn place_services(config: &Config, tick: Duration, vips: &[IpAddr]) -> Vec<abi::
                     Protocol::Udp => 17,
                 },
                 maglev: index,
+                sources: Vec::new(),
                 unanswered: abi::jiffies(service.timeouts.unanswered, tick),
                 established: abi::jiffies(service.timeouts.established, tick),
                 closing: abi::jiffies(service.timeouts.closing, tick),

@@ -17,6 +17,7 @@ fn address(text: &str) -> IpAddr {
 fn news(mac: u8) -> Path {
     Path {
         mac: Some([2, 0, 0, 0, 0, mac]),
+        tags: Default::default(),
         source: Some(address("10.0.0.5")),
         alive: true,
     }

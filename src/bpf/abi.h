@@ -25,13 +25,17 @@
 #define ETH_ALEN 6
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
+#define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
 #define IP_MF 0x2000
 #define IP_DF 0x4000
@@ -45,11 +49,14 @@
 #define BUCKET_ENTRIES 14 /* with lock and version, one cache line */
 #define PROBES 4	  /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
+#define VLAN_TAGS 2	      /* of a frame: 802.1ad and 802.1Q */
+#define FRAGMENTED 8192	      /* datagrams in fragments that are remembered */
 #define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */
 #define L4_OFFSET_MAX 511   /* bytes from the frame's beginning */
 #define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
 #define SWEEP_SHORT 64 /* the same when no port is free */
 #define SWEEP_ROUND 64 /* the same in one run of the sweep program */
+#define EVICT_TRIES 32 /* begun flows that one new flow looks at for room */
 
 /*
  * What became of a packet. The order matters: up to OUTCOME_PASSED it goes to
@@ -66,9 +73,11 @@ enum outcome {
 	OUTCOME_REFUSED_SNAT_EXHAUSTED, /* no source port is left */
 	OUTCOME_REFUSED_LAST = OUTCOME_REFUSED_SNAT_EXHAUSTED,
 	OUTCOME_TIME_EXCEEDED, /* its time to live ran out, and ICMP told so */
-	OUTCOME_SENT_LAST = OUTCOME_TIME_EXCEEDED,
+	OUTCOME_ICMP_ERROR, /* about a flow, to the end that can act on it */
+	OUTCOME_ECHO_REPLY, /* for a VIP that the host does not own */
+	OUTCOME_SENT_LAST = OUTCOME_ECHO_REPLY,
 	OUTCOME_DROPPED_MALFORMED, /* headers or lengths that contradict the frame */
-	OUTCOME_DROPPED_FRAGMENT,   /* a first fragment */
+	OUTCOME_DROPPED_FRAGMENT,   /* a later one, its first not seen */
 	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often */
 	OUTCOME_DROPPED_NO_FLOW,    /* a RST of no flow: never answered */
 	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
@@ -78,10 +87,9 @@ enum outcome {
 };
 
 enum flow_state {
-	FLOW_NONE,	 /* the port was never used */
-	FLOW_UNANSWERED, /* the client's SYN went to the backend */
-	FLOW_ANSWERED, /* the backend replied; the client is yet to acknowledge */
-	FLOW_ESTABLISHED,
+	FLOW_NONE,	  /* the port was never used */
+	FLOW_UNCONFIRMED, /* the client has not reacted to an answer yet */
+	FLOW_ESTABLISHED, /* it has: it is no forged address */
 };
 
 enum direction {
@@ -99,25 +107,36 @@ struct address {
 	__u16 vip;	   /* index into vips + 1; 0: not a VIP */
 	__u16 source;	   /* index into sources + 1; 0: not a source address */
 	__u16 family;	   /* AF_INET, AF_INET6; 0: unused */
-	__u16 pad;
+	__u16 answers_echo; /* a VIP that the host itself does not own */
 };
 
-/* A service, placed like an address. Times are in jiffies. */
+/*
+ * A service, placed like an address. One that has several ports stands behind
+ * all places of the hash: an entry with port 0 leads there. Times are in jiffies.
+ */
 struct service {
-	__u16 vip; /* 0: unused */
-	__be16 port;
+	__u16 vip;   /* 0: unused */
+	__be16 port; /* 0: port_map tells the service of each port */
 	__u16 protocol;
-	__u16 maglev; /* index of its look-up table */
+	__u16 maglev;	/* index of its look-up table */
+	__u16 port_map; /* index into port_maps; of an entry with port 0 alone */
+	__u16 source_count; /* 0: flows come from their backend's source */
 	__u32 unanswered;
 	__u32 established;
 	__u32 closing;
-	__u32 pad;
+	__u8 source[SOURCES]; /* indexes into sources, the first source_count */
+};
+
+/* The services on ranges of ports of one VIP and protocol. */
+struct port_map {
+	__u16 service[PORTS]; /* place in services, by port; 0: none */
 };
 
 /* A backend of one service; index 0 is no backend. */
 struct backend {
 	__be32 address[4];
-	__be16 port;
+	__be32 tags[VLAN_TAGS]; /* of the VLAN it is in, outermost first; 0: none */
+	__be16 port; /* 0: the port that the client connects to */
 	__u16 source; /* index into sources: the address it is reached from */
 	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
 	__u8 reachable;	    /* the MAC is known */
@@ -165,7 +184,10 @@ struct flow {
 	__u8 partial;  /* enum direction: whose checksums are partial */
 	__u8 retired;  /* its port waits for reuse; the flow is closing */
 	__u8 client_mac[ETH_ALEN];
-	__u8 pad[14];
+	__u8 answered; /* the backend has sent something */
+	__u8 pad;
+	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
+	__u32 pad2;
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 
@@ -187,10 +209,40 @@ _Static_assert(sizeof(struct bucket) == 64, "a bucket is one cache line");
  */
 struct ports {
 	struct bpf_spin_lock lock;
-	__u32 head;	   /* takes are counted here */
-	__u32 tail;	   /* returns are counted here */
-	__u32 hand;	   /* the next slot to be looked at for expiry */
-	__u16 port[PORTS]; /* host order */
+	__u32 head; /* takes are counted here */
+	__u32 tail; /* returns are counted here */
+	__u32 hand; /* the next slot to be looked at for expiry */
+	/*
+	 * The flows that are not confirmed have a share of the ports that they
+	 * can't exceed: the oldest of them makes room for the next one.
+	 */
+	__u32 unconfirmed;
+	__u32 unconfirmed_max;
+	__u32 begun_head;
+	__u32 begun_tail;
+	__u64 evicted; /* flows that made room */
+	__u16 port[PORTS]; /* waiting for use; host order */
+	__u16 begun[PORTS]; /* in the order of their flows' begin */
+};
+
+/* Names the fragments of one packet (RFC 791, section 3.2; RFC 8200, 4.5). */
+struct fragment_key {
+	__be32 from[4];
+	__be32 to[4];
+	__be32 id;
+	__u8 family;
+	__u8 protocol; /* IPv6: 0 */
+	__u16 pad;
+};
+
+/* What was decided on the first fragment, for the others. */
+struct fragment {
+	__u32 outcome;
+	__u32 slot; /* of its flow */
+	__u32 hash; /* of its flow, as long as the slot is its */
+	__u32 seen; /* jiffies */
+	__be32 id;  /* that the fragments are sent with */
+	__u32 direction;
 };
 
 /* Per CPU, of one backend. */

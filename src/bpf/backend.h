@@ -7,7 +7,7 @@
 #ifndef __XDP_PROXY_BACKEND_H__
 #define __XDP_PROXY_BACKEND_H__
 
-#include "table.h"
+#include "ports.h"
 
 /* The same on every load balancer, so that all of them choose alike. */
 #define MAGLEV_SEED 0x78647070726f7879ULL

@@ -2,17 +2,16 @@
 /*
  * A flow's life: how it begins, and what its packets tell of its state.
  *
- *	TCP: SYN from the client	unanswered
- *	anything from the backend	answered
- *	ACK from the client		established
- *	FIN from both, or RST		closing: its port is given back
+ *	TCP: SYN from the client		unconfirmed
+ *	an answer, then ACK from the client	established
+ *	FIN from both, or RST			closing: its port is given back
  *
- *	UDP: from the client		unanswered
- *	anything from the backend	established
+ *	UDP: from the client			unconfirmed
+ *	an answer, then more from the client	established
  *
- * Only the client's acknowledgement establishes a flow, so that a flood of SYNs
- * from forged addresses holds ports for the short timeout, whatever the
- * backends answer.
+ * Only the client's reaction to an answer establishes a flow, so that a flood
+ * from forged addresses never gets more than the share of the unconfirmed,
+ * whatever the backends answer.
  */
 #ifndef __XDP_PROXY_FLOW_H__
 #define __XDP_PROXY_FLOW_H__
@@ -40,6 +39,34 @@ static __always_inline void set_deltas(struct flow *flow,
 }
 
 /*
+ * Takes a port of one of the addresses that the service sends from, and so a
+ * slot; 0: none is free.
+ */
+static __always_inline __u32 take_slot(const struct packet *packet,
+				       const struct backend *backend,
+				       bool pressed)
+{
+	__u32 place = packet->service;
+	const struct service *service = bpf_map_lookup_elem(&services, &place);
+
+	if (!service)
+		return 0;
+	for (__u32 i = 0; i < SOURCES; i++) {
+		__u32 count = service->source_count, source, port, nth;
+
+		if (i && i >= count)
+			break;
+		nth = ((packet->hash >> PORT_BITS) + i) % (count ?: 1);
+		source = count ? service->source[nth % SOURCES] :
+				 backend->source;
+		port = reserve_port(source, pressed);
+		if (port)
+			return source << PORT_BITS | port;
+	}
+	return 0;
+}
+
+/*
  * A first packet that no flow was found for: picks a backend and a port, and
  * sets slot. A function of its own, which the verifier walks once.
  */
@@ -50,26 +77,23 @@ __noinline int begin_flow(void)
 	const struct backend *backend;
 	enum link_result linked;
 	struct flow *flow;
-	__u32 source, port;
+	__u32 slot, source;
 
 	if (!packet)
 		return OUTCOME_REFUSED_NO_BACKEND;
 	backend = pick_backend(packet);
 	if (!backend)
 		return OUTCOME_REFUSED_NO_BACKEND;
-	source = backend->source;
+	slot = take_slot(packet, backend, false);
+	if (!slot)
+		slot = take_slot(packet, backend, true);
+	source = slot >> PORT_BITS;
 	address = bpf_map_lookup_elem(&sources, &source);
-	if (!address)
-		return OUTCOME_REFUSED_NO_BACKEND;
-	port = take_port(source);
-	sweep(source, port ? SWEEP_STEP : SWEEP_SHORT, !port);
-	if (!port)
-		port = take_port(source);
-	packet->slot = source << PORT_BITS | port;
-	flow = flow_at(packet->slot);
-	if (!port || !flow)
+	flow = flow_at(slot);
+	if (!slot || !address || !flow)
 		return OUTCOME_REFUSED_SNAT_EXHAUSTED;
-	claim_flow(flow, packet->slot, packet->hash);
+	packet->slot = slot;
+	claim_flow(flow, slot, packet->hash);
 
 	copy_address(flow->client, packet->from);
 	flow->client_port = packet->source_port;
@@ -78,8 +102,9 @@ __noinline int begin_flow(void)
 	flow->backend = packet->backend;
 	flow->service = packet->service;
 	flow->protocol = packet->protocol;
-	set_deltas(flow, packet, backend, address->address, bpf_htons(port));
-	flow->state = FLOW_UNANSWERED;
+	set_deltas(flow, packet, backend, address->address,
+		   bpf_htons(packet->slot % PORTS));
+	flow->answered = 0;
 	flow->finished = 0;
 	flow->partial = 0;
 	barrier(); /* whoever sees the family sees all of the flow */
@@ -90,7 +115,7 @@ __noinline int begin_flow(void)
 	if (linked == LINKED)
 		return OUTCOME_NEXT;
 	flow->family = 0;
-	retire_flow(flow, packet->slot, packet->hash);
+	retire_flow(flow, packet->slot, packet->hash, false);
 	/* No bucket is full below four times the mean load. */
 	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :
 				      OUTCOME_REFUSED_SNAT_EXHAUSTED;
@@ -128,7 +153,7 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 	if (flow) {
 		enum outcome outcome = find_service(packet);
 
-		retire_flow(flow, packet->slot, packet->hash);
+		retire_flow(flow, packet->slot, packet->hash, false);
 		forget_flow(packet, flow);
 		if (outcome)
 			return outcome;
@@ -146,24 +171,28 @@ static __always_inline void track_tcp(const struct packet *packet,
 	__u8 flags = packet->flags;
 
 	if (packet->direction == FROM_BACKEND) {
-		if (flow->state == FLOW_UNANSWERED)
-			flow->state = FLOW_ANSWERED;
-	} else if (flow->state == FLOW_ANSWERED && (flags & TCP_ACK)) {
-		flow->state = FLOW_ESTABLISHED;
+		if (!flow->answered)
+			flow->answered = true;
+	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED &&
+		   (flags & TCP_ACK)) {
+		confirm_flow(flow, packet->slot, packet->hash);
 	}
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot, packet->hash);
+		retire_flow(flow, packet->slot, packet->hash, false);
 }
 
 /* What a datagram tells: there is nothing to acknowledge. */
 static __always_inline void track_udp(const struct packet *packet,
 				      struct flow *flow)
 {
-	if (packet->direction == FROM_BACKEND &&
-	    flow->state != FLOW_ESTABLISHED)
-		flow->state = FLOW_ESTABLISHED;
+	if (packet->direction == FROM_BACKEND) {
+		if (!flow->answered)
+			flow->answered = true;
+	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED) {
+		confirm_flow(flow, packet->slot, packet->hash);
+	}
 }
 
 static __always_inline void track_flow(const struct packet *packet,
@@ -182,9 +211,9 @@ static __always_inline void track_flow(const struct packet *packet,
 		track_tcp(packet, flow);
 	else
 		track_udp(packet, flow);
-	/* A backend's answer alone does not keep a flow alive. */
+	/* A backend's answer alone keeps no flow of TCP alive. */
 	if ((flow->state == FLOW_ESTABLISHED ||
-	     packet->direction == FROM_CLIENT) &&
+	     packet->direction == FROM_CLIENT || is_udp(packet)) &&
 	    flow->seen != tick)
 		flow->seen = tick;
 }

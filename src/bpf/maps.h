@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The maps and the settings. Every size marked "set at load" is what the
- * configuration needs. All maps that a packet meets are arrays, whose look-up
+ * configuration needs. All maps but that of fragments are arrays, whose look-up
  * the kernel inlines (2 ns; a hash map's hit costs 43).
  */
 #ifndef __XDP_PROXY_MAPS_H__
@@ -28,6 +28,16 @@ const volatile __u8 serves_udp = 0;
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
 const volatile __u8 complete_checksums = 0;
+/* Frames may carry VLAN tags; else such frames are not ours. */
+const volatile __u8 handles_vlan = 0;
+/*
+ * The outermost tag may be out of sight (the card or the peer of a veth took it
+ * off, and generic mode can't see where the kernel keeps it): a frame that shows
+ * none is sent with what it has.
+ */
+const volatile __u8 tags_may_hide = 0;
+/* Jiffies that the decision on a first fragment is kept for the others. */
+const volatile __u32 fragment_life = 0;
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
@@ -52,6 +62,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct service);
 } services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
+	__type(value, struct port_map);
+} port_maps SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -104,6 +121,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");
+
+/* Bounded: whoever was not asked for longest makes room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTED);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -1,14 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The flow table and the port table, which are one: how a packet finds its
- * flow, how a port is taken and given back.
- *
- * A port is either free, and then in the queue of its source address (struct
- * ports), or it has a flow. A flow that is closing is both: its record still
- * serves late packets while its port rests in the queue, and ends for good when
- * the port is taken again. Who takes a port from the queue owns its record;
- * `retired` says that the port is in the queue, and changes under its lock
- * only, so a port is never there twice.
+ * The flow table: how a packet finds its flow. A client's by the bucket that the
+ * hash of its tuple names, a backend's by its destination port.
  */
 #ifndef __XDP_PROXY_TABLE_H__
 #define __XDP_PROXY_TABLE_H__
@@ -130,34 +123,6 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 }
 
 /*
- * The flow ends: its port goes to the end of the queue. `hash` tells that the
- * record still is of the flow that the caller means.
- */
-static __always_inline void retire_flow(struct flow *flow, __u32 slot,
-					__u32 hash)
-{
-	__u32 source = slot >> PORT_BITS;
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 tick = now();
-	__u32 backend = 0;
-	bool retires;
-
-	if (!queue)
-		return;
-	bpf_spin_lock(&queue->lock);
-	retires = !flow->retired && flow->hash == hash;
-	if (retires) {
-		backend = flow->backend;
-		flow->retired = true;
-		flow->seen = tick;
-		queue->port[queue->tail++ % PORTS] = slot;
-	}
-	bpf_spin_unlock(&queue->lock);
-	if (retires)
-		count_flow_ended(backend);
-}
-
-/*
  * Takes the flow that rested on a port out of its bucket; not where the port
  * was taken meanwhile, if `rests`: then the entry may be the next flow's.
  */
@@ -176,110 +141,6 @@ static __always_inline void unlink_flow(const struct flow *flow, __u32 slot,
 			if (bucket->entry[i] == entry)
 				bucket->entry[i] = 0;
 	bpf_spin_unlock(&bucket->lock);
-}
-
-/*
- * A closing flow whose client begins anew: no packet finds it any more, and
- * its place in the bucket is the next one's.
- */
-static __always_inline void forget_flow(const struct packet *packet,
-					struct flow *flow)
-{
-	__u32 source = packet->slot >> PORT_BITS;
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-
-	if (!queue)
-		return;
-	bpf_spin_lock(&queue->lock);
-	if (flow->retired && flow->hash == packet->hash)
-		flow->family = 0;
-	bpf_spin_unlock(&queue->lock);
-	unlink_flow(flow, packet->slot, packet->hash, true);
-}
-
-/*
- * Retires the flow in a slot if its time is over. Functions that are not static
- * are walked by the verifier once for any arguments, not once for each call.
- */
-__noinline int expire_flow(__u32 slot, bool pressed)
-{
-	struct flow *flow = flow_at(slot);
-	const struct service *service;
-	__u32 place, timeout, hash;
-
-	if (!flow)
-		return 0;
-	/* First, as claim_flow writes it last: what follows is of this flow. */
-	hash = *(const volatile __u32 *)&flow->hash;
-	barrier();
-	if (!flow->family || flow->retired)
-		return 0;
-	place = flow->service;
-	service = bpf_map_lookup_elem(&services, &place);
-	if (!service)
-		return 0;
-	if (flow->state == FLOW_ESTABLISHED)
-		timeout = service->established;
-	else /* where ports are short, these go first */
-		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout)
-		retire_flow(flow, slot, hash);
-	return 0;
-}
-
-/* Looks at the next slots of a source address for flows whose time is over. */
-__noinline int sweep(__u32 source, __u32 slots, bool pressed)
-{
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 hand;
-
-	if (!queue)
-		return 0;
-	/* Two CPUs that read the same hand look twice: that does no harm. */
-	hand = queue->hand;
-	queue->hand = hand + slots;
-	for (__u32 i = 0; i < SWEEP_ROUND && i < slots; i++)
-		expire_flow(source << PORT_BITS | (hand + i) % PORTS, pressed);
-	return 0;
-}
-
-/* Takes the port that has rested longest; 0: none is free. */
-static __always_inline __u32 take_port(__u32 source)
-{
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 port = 0;
-
-	if (!queue)
-		return 0;
-	bpf_spin_lock(&queue->lock);
-	if (queue->head != queue->tail)
-		port = queue->port[queue->head++ % PORTS];
-	bpf_spin_unlock(&queue->lock);
-	return port;
-}
-
-/* Makes the record of a port just taken the caller's own, and empties it. */
-static __always_inline void claim_flow(struct flow *flow, __u32 slot,
-				       __u32 hash)
-{
-	__u32 source = slot >> PORT_BITS;
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	bool was_used = flow->state != FLOW_NONE;
-	__u32 tick = now();
-	__u32 old_hash;
-
-	if (!queue)
-		return;
-	bpf_spin_lock(&queue->lock);
-	old_hash = flow->hash;
-	flow->family = 0;
-	flow->seen = tick;
-	barrier();
-	flow->hash = hash;
-	flow->retired = false;
-	bpf_spin_unlock(&queue->lock);
-	if (was_used)
-		unlink_flow(flow, slot, old_hash, false);
 }
 
 enum link_result { LINKED, LINK_RACED, LINK_FULL };

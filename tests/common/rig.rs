@@ -61,6 +61,8 @@ pub const WHOLE: Settings = Settings {
     hash_seed: 7,
     partial_checksums: false,
     complete_checksums: false,
+    handles_vlan: false,
+    tags_may_hide: false,
     offload_to: None,
 };
 
@@ -126,6 +128,7 @@ pub fn tables(config: &Config) -> Tables {
     let tick = datapath::tick().expect("the kernel's tick");
     Tables::new(config, tick, |address| Path {
         mac: Some(backend_mac(address)),
+        tags: Default::default(),
         source: Some(match address {
             IpAddr::V4(_) => SOURCE.into(),
             IpAddr::V6(_) => SOURCE_V6.into(),

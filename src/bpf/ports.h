@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The ports, which are the places of flows: how one is taken and given back.
+ *
+ * A port is either free, and then in the queue of its source address (struct
+ * ports), or it has a flow. A flow that is closing is both: its record still
+ * serves late packets while its port rests in the queue, and ends for good when
+ * the port is taken again. Who takes a port from the queue owns its record;
+ * `retired` says that the port is in the queue, and changes under its lock
+ * only, so a port is never there twice.
+ *
+ * The same lock guards the step from unconfirmed to established, so that the
+ * queue knows how many flows are unconfirmed. A flood of them, from forged
+ * addresses, turns over its own share of the ports and no other.
+ */
+#ifndef __XDP_PROXY_PORTS_H__
+#define __XDP_PROXY_PORTS_H__
+
+#include "table.h"
+
+static __always_inline struct ports *ports_of(__u32 slot)
+{
+	__u32 source = slot >> PORT_BITS;
+
+	return bpf_map_lookup_elem(&ports, &source);
+}
+
+/*
+ * The flow ends: its port goes to the end of the queue. `hash` tells that the
+ * record still is of the flow that the caller means; `evict` spares it if it is
+ * established by now.
+ */
+static __always_inline void retire_flow(struct flow *flow, __u32 slot,
+					__u32 hash, bool evict)
+{
+	struct ports *queue = ports_of(slot);
+	__u32 tick = now();
+	__u32 backend = 0;
+	bool unconfirmed, retires;
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	unconfirmed = flow->state == FLOW_UNCONFIRMED;
+	retires = !flow->retired && flow->hash == hash &&
+		  (unconfirmed || !evict);
+	if (retires) {
+		backend = flow->backend;
+		flow->retired = true;
+		flow->seen = tick;
+		queue->unconfirmed -= unconfirmed;
+		queue->evicted += evict;
+		queue->port[queue->tail++ % PORTS] = slot;
+	}
+	bpf_spin_unlock(&queue->lock);
+	if (retires)
+		count_flow_ended(backend);
+}
+
+/* The client has reacted to an answer. */
+static __always_inline void confirm_flow(struct flow *flow, __u32 slot,
+					 __u32 hash)
+{
+	struct ports *queue = ports_of(slot);
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	if (!flow->retired && flow->hash == hash &&
+	    flow->state == FLOW_UNCONFIRMED) {
+		flow->state = FLOW_ESTABLISHED;
+		queue->unconfirmed--;
+	}
+	bpf_spin_unlock(&queue->lock);
+}
+
+/*
+ * A closing flow whose client begins anew: no packet finds it any more, and
+ * its place in the bucket is the next one's.
+ */
+static __always_inline void forget_flow(const struct packet *packet,
+					struct flow *flow)
+{
+	struct ports *queue = ports_of(packet->slot);
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	if (flow->retired && flow->hash == packet->hash)
+		flow->family = 0;
+	bpf_spin_unlock(&queue->lock);
+	unlink_flow(flow, packet->slot, packet->hash, true);
+}
+
+/*
+ * Retires the flow in a slot if its time is over. Functions that are not static
+ * are walked by the verifier once for any arguments, not once for each call.
+ */
+__noinline int expire_flow(__u32 slot, bool pressed)
+{
+	struct flow *flow = flow_at(slot);
+	const struct service *service;
+	__u32 place, timeout, hash;
+
+	if (!flow)
+		return 0;
+	/* First, as claim_flow writes it last: what follows is of this flow. */
+	hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (!flow->family || flow->retired)
+		return 0;
+	place = flow->service;
+	service = bpf_map_lookup_elem(&services, &place);
+	if (!service)
+		return 0;
+	if (flow->state == FLOW_ESTABLISHED ||
+	    (flow->answered && flow->protocol == IPPROTO_UDP))
+		timeout = service->established;
+	else /* where ports are short, these go first */
+		timeout = service->unanswered >> (pressed ? 2 : 0);
+	if (age(flow) > timeout)
+		retire_flow(flow, slot, hash, false);
+	return 0;
+}
+
+/* Looks at the next slots of a source address for flows whose time is over. */
+__noinline int sweep(__u32 source, __u32 slots, bool pressed)
+{
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 hand;
+
+	if (!queue)
+		return 0;
+	/* Two CPUs that read the same hand look twice: that does no harm. */
+	hand = queue->hand;
+	queue->hand = hand + slots;
+	for (__u32 i = 0; i < SWEEP_ROUND && i < slots; i++)
+		expire_flow(source << PORT_BITS | (hand + i) % PORTS, pressed);
+	return 0;
+}
+
+/* Takes the port that has rested longest; 0: none is free. */
+static __always_inline __u32 take_port(__u32 source)
+{
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 port = 0;
+
+	if (!queue)
+		return 0;
+	bpf_spin_lock(&queue->lock);
+	if (queue->head != queue->tail &&
+	    queue->unconfirmed < queue->unconfirmed_max)
+		port = queue->port[queue->head++ % PORTS];
+	bpf_spin_unlock(&queue->lock);
+	return port;
+}
+
+/*
+ * Where the unconfirmed flows have all of their share, the oldest makes room.
+ * The list of flows in the order of their begin is tidied only here: most of
+ * what it names is confirmed or gone.
+ */
+static __always_inline void make_room(__u32 source)
+{
+	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+
+	if (!queue)
+		return;
+	for (int i = 0; i < EVICT_TRIES; i++) {
+		struct flow *flow;
+		__u32 port = 0, hash;
+
+		bpf_spin_lock(&queue->lock);
+		if (queue->unconfirmed >= queue->unconfirmed_max &&
+		    queue->begun_head != queue->begun_tail)
+			port = queue->begun[queue->begun_head++ % PORTS];
+		bpf_spin_unlock(&queue->lock);
+		if (!port)
+			return;
+		flow = flow_at(source << PORT_BITS | port);
+		if (!flow)
+			return;
+		hash = *(const volatile __u32 *)&flow->hash;
+		barrier();
+		if (flow->family && flow->state == FLOW_UNCONFIRMED)
+			retire_flow(flow, source << PORT_BITS | port, hash,
+				    true);
+	}
+}
+
+/*
+ * A port of a source address; 0: none is free. `pressed`: it was asked before,
+ * and had none.
+ */
+__noinline int reserve_port(__u32 source, bool pressed)
+{
+	__u32 port;
+
+	make_room(source);
+	if (pressed)
+		sweep(source, SWEEP_SHORT, true);
+	port = take_port(source);
+	if (!pressed)
+		sweep(source, SWEEP_STEP, false);
+	return port;
+}
+
+/* Makes the record of a port just taken the caller's own, and empties it. */
+static __always_inline void claim_flow(struct flow *flow, __u32 slot,
+				       __u32 hash)
+{
+	struct ports *queue = ports_of(slot);
+	bool was_used = flow->state != FLOW_NONE;
+	__u32 tick = now();
+	__u32 old_hash;
+
+	if (!queue)
+		return;
+	bpf_spin_lock(&queue->lock);
+	old_hash = flow->hash;
+	flow->family = 0;
+	flow->seen = tick;
+	flow->state = FLOW_UNCONFIRMED;
+	barrier();
+	flow->hash = hash;
+	flow->retired = false;
+	queue->unconfirmed++;
+	if (queue->begun_tail - queue->begun_head == PORTS)
+		queue->begun_head++;
+	queue->begun[queue->begun_tail++ % PORTS] = slot;
+	bpf_spin_unlock(&queue->lock);
+	if (was_used)
+		unlink_flow(flow, slot, old_hash, false);
+}
+
+#endif /* __XDP_PROXY_PORTS_H__ */
