@@ -33,9 +33,9 @@ static __always_inline void set_deltas(struct flow *flow,
 
 	flow->address_delta = fold((__u16)~old_addresses + address_sum(source) +
 				   address_sum(backend->address));
-	flow->port_delta =
-		fold((__u32)(__u16)~packet->source_port +
-		     (__u16)~packet->dest_port + source_port + backend->port);
+	flow->port_delta = fold((__u32)(__u16)~packet->source_port +
+				(__u16)~packet->dest_port + source_port +
+				backend_port(backend, flow));
 }
 
 /*

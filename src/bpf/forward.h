@@ -136,7 +136,7 @@ static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 	new.from = address->address;
 	new.to = backend->address;
 	new.source_port = bpf_htons(packet->slot % PORTS);
-	new.dest_port = backend->port;
+	new.dest_port = backend_port(backend, flow);
 	new.address_delta = flow->address_delta;
 	new.port_delta = flow->port_delta;
 	return rewrite_packet(ctx, packet, flow, &new) ?

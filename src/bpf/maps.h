@@ -24,6 +24,7 @@ const volatile __u32 bucket_mask = 0;
 /* What no service is of costs nothing: the verifier cuts it out. */
 const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
+const volatile __u8 serves_port_ranges = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
