@@ -228,7 +228,9 @@ fn hashes_that_collide_too_much_are_an_error_and_no_endless_loop() {
 #[test]
 fn a_thousand_services_on_addresses_and_ports_in_a_row_fit() {
     let vip = |i: u32| std::net::Ipv4Addr::from(0x0a05_0000 + i);
-    let shapes: [(&str, fn(u32) -> (u32, u32)); 7] = [
+    /// The VIP's number and the port of each service.
+    type Shape = (&'static str, fn(u32) -> (u32, u32));
+    let shapes: [Shape; 7] = [
         ("ports in a row", |i| (0, 1 + i)),
         ("every 63rd port", |i| (0, 1 + 63 * i)),
         ("ports at random", |i| {

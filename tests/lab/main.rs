@@ -6,12 +6,14 @@
 mod common;
 
 mod accounting;
+mod any_port;
 mod attach;
 mod errors;
 mod host;
 mod lifecycle;
 mod paths;
 mod ports;
+mod sources;
 mod spread;
 mod traffic;
 
