@@ -4,6 +4,7 @@
 
 pub mod case;
 pub mod connection;
+pub mod dns;
 pub mod exchange;
 pub mod frame;
 pub mod frames;

@@ -46,7 +46,7 @@ fn adds_up(status: &Value) {
 fn segments(lab: &Lab, hosts: &[&str]) -> u64 {
     hosts
         .iter()
-        .map(|host| lab.tcp_counter(host, "InSegs"))
+        .map(|host| lab.counter(host, "TcpInSegs"))
         .sum()
 }
 

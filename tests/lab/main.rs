@@ -9,11 +9,13 @@ mod accounting;
 mod attach;
 mod errors;
 mod host;
+mod ipv6;
 mod lifecycle;
 mod paths;
 mod ports;
 mod spread;
 mod traffic;
+mod udp;
 
 use common::lab::Lab;
 
