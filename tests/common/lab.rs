@@ -343,6 +343,16 @@ pub fn refusal(output: &Output, code: i32) -> String {
     errors[0].to_owned()
 }
 
+/// Of counters by name.
+pub fn sum(counts: &Value) -> u64 {
+    counts
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|count| count.as_u64().unwrap())
+        .sum()
+}
+
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("lab").join(name)
 }

@@ -7,10 +7,12 @@ mod common;
 
 mod accounting;
 mod attach;
+mod diagnosis;
 mod errors;
 mod host;
 mod ipv6;
 mod lifecycle;
+mod path_mtu;
 mod paths;
 mod ports;
 mod spread;
