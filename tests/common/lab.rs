@@ -224,23 +224,25 @@ impl Lab {
         let words = lines_of(child.stderr.take().unwrap());
         let listens = words.recv_timeout(READY_DEADLINE);
         assert!(listens.unwrap().contains("listening on eth0"));
-        Capture(child)
+        let seen = lines_of(child.stdout.take().unwrap());
+        Capture { child, seen }
     }
 }
 
 /// A running tcpdump.
-pub struct Capture(Child);
+pub struct Capture {
+    child: Child,
+    seen: Receiver<String>,
+}
 
 impl Capture {
     /// What it saw.
-    pub fn end(self) -> String {
+    pub fn end(mut self) -> String {
         std::thread::sleep(Duration::from_millis(100));
-        kill(
-            Pid::from_raw(only_child(self.0.id()) as i32),
-            Signal::SIGINT,
-        )
-        .unwrap();
-        String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap()
+        let tcpdump = Pid::from_raw(only_child(self.child.id()) as i32);
+        kill(tcpdump, Signal::SIGINT).unwrap();
+        self.child.wait().unwrap();
+        self.seen.iter().map(|line| line + "\n").collect()
     }
 }
 

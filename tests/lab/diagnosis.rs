@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! ping and traceroute see the load balancer as they see any router and host.
 
-use std::net::UdpSocket;
-use std::time::Duration;
-
+use crate::common::echo::Echo;
 use crate::common::lab::{HOSTS, Lab};
 
 /// An address that `lb` does not hold, which is routed to it, and one that it holds.
@@ -95,18 +93,8 @@ fn traceroute_shows_the_load_balancer_and_the_routers_before_it() {
     for host in ["client", "router"] {
         route(&lab, host);
     }
-    for address in ["10.0.0.2:7", "[fd00::2]:7"] {
-        let socket = lab.within("http1", || UdpSocket::bind(address).unwrap());
-        std::thread::spawn(move || {
-            let mut buffer = [0; 2000];
-            socket
-                .set_read_timeout(Some(Duration::from_secs(20)))
-                .unwrap();
-            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                socket.send_to(&buffer[..length], from).unwrap();
-            }
-        });
-    }
+    let addresses = ["10.0.0.2:7", "[fd00::2]:7"];
+    let _servers = addresses.map(|address| Echo::start(&lab, "http1", address));
     let config = lab.write("trace.toml", &services());
     let lb = lab.balance(&format!("-i eth0 -c {config}"));
     for (vip, routers) in [

@@ -71,6 +71,13 @@ fn icmp_errors(lab: &Lab) -> u64 {
         .unwrap()
 }
 
+/// Of the paths that a host knows it tells its peers the MTU too, as its MSS.
+fn forget_paths(lab: &Lab, host: &str) {
+    for family in ["-4", "-6"] {
+        lab.at(host, &format!("ip {family} route flush cache"));
+    }
+}
+
 /// What the router said arrived at the sender by way of the load balancer, which
 /// is whom the sender believes to have reached.
 fn finds_out(lab: &Lab, sender: &str, peer: &str, transfer: impl FnOnce()) {
@@ -79,9 +86,7 @@ fn finds_out(lab: &Lab, sender: &str, peer: &str, transfer: impl FnOnce()) {
     } else {
         "IcmpInDestUnreachs"
     };
-    for family in ["-4", "-6"] {
-        lab.at(sender, &format!("ip {family} route flush cache"));
-    }
+    forget_paths(lab, sender);
     let (translated, told) = (icmp_errors(lab), lab.counter(sender, counter));
     transfer();
     let translated = icmp_errors(lab) - translated;
@@ -112,6 +117,7 @@ fn towards_the_client(lab: &Lab, mode: &str) {
         };
         finds_out(lab, "http1", source, || download(lab, "far", vip));
         // Here the client's own router tells it.
+        forget_paths(lab, "http1");
         upload(lab, "far", vip);
         let route = lab.at("far", &format!("ip route get {}", bare(vip)));
         assert!(route.contains(MTU), "far: {route}");
