@@ -9,6 +9,7 @@ mod accounting;
 mod attach;
 mod diagnosis;
 mod errors;
+mod flood;
 mod fragments;
 mod host;
 mod ipv6;
