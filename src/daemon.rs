@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::attach::{self, Attachment};
+use crate::config;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath};
 use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
@@ -313,7 +314,7 @@ impl Daemon {
                 name: service.name.clone(),
                 listen: service.listen.to_string(),
                 forwarding: "nat".into(),
-                scheduler: "maglev".into(),
+                scheduler: config::scheduler_word(service.scheduler).into(),
                 flows: 0,
                 counters: BackendCounters::default(),
                 backends: Vec::with_capacity(service.backends.len()),
