@@ -33,7 +33,8 @@ pub async fn run(config: Config) -> Result<()> {
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
-    let mut neighbours = Neighbours::follow(&interface, backend_addresses(&config)).await?;
+    let mut neighbours =
+        Neighbours::follow(&interface, backend_addresses(&config), vips(&config)).await?;
     neighbours.settle(SETTLE_DEADLINE).await;
 
     let default_source = held_vip(&config, &interface).await?;
@@ -114,6 +115,11 @@ fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
     services
         .flat_map(|service| service.backends.iter().map(|backend| backend.address.ip()))
         .collect()
+}
+
+fn vips(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services.map(|service| service.listen.vip).collect()
 }
 
 fn path_of(neighbours: &Neighbours, address: IpAddr) -> Path {

@@ -140,9 +140,8 @@ fn addr(text: &str) -> IpAddr {
 
 async fn follow(addresses: &[&str]) -> Neighbours {
     let eth0 = interface("eth0").await.unwrap();
-    let mut neighbours = Neighbours::follow(&eth0, addresses.iter().map(|text| addr(text)))
-        .await
-        .unwrap();
+    let addresses = addresses.iter().map(|text| addr(text));
+    let mut neighbours = Neighbours::follow(&eth0, addresses, []).await.unwrap();
     neighbours.settle(Duration::from_secs(3)).await;
     neighbours
 }
@@ -150,6 +149,7 @@ async fn follow(addresses: &[&str]) -> Neighbours {
 fn resolved(mac: Mac, next_hop: &str) -> Option<Reach> {
     Some(Reach::Resolved {
         mac,
+        tags: vec![],
         next_hop: addr(next_hop),
         source: addr("10.0.0.1"),
     })
@@ -190,6 +190,7 @@ fn interfaces_are_found_and_described() {
             mtu: 1500,
             up: eth0.up,
             kind: Some("veth".to_owned()),
+            vlan: None,
             peer: Peer::Elsewhere,
             xdp_program: None,
         };
