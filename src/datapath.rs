@@ -81,6 +81,7 @@ impl Datapath {
         rodata.complete_checksums = settings.complete_checksums.into();
         rodata.handles_vlan = settings.handles_vlan.into();
         rodata.tags_may_hide = settings.tags_may_hide.into();
+        rodata.cpus = cpus() as u32;
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
 
         let sources = tables.source_ports.len();

@@ -159,7 +159,8 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 			return outcome;
 	}
 	if (opens)
-		return begin_flow();
+		return is_from_host(packet) ? begin_flow() :
+					      OUTCOME_DROPPED_MALFORMED;
 	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
 				 OUTCOME_REFUSED_NO_FLOW;
 }

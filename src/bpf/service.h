@@ -51,6 +51,7 @@ static __always_inline enum outcome find_address(struct packet *packet)
 		    same_address(address->address, packet->to)) {
 			packet->vip = address->vip;
 			packet->source = address->source;
+			packet->answers_echo = address->answers_echo;
 			return OUTCOME_NEXT;
 		}
 	}
