@@ -45,6 +45,12 @@ add_namespace() { # NAMESPACE
 	ip netns add "$1"
 	echo "$1 $(stat -Lc %i "/run/netns/$1")" >>"$STATE/namespaces"
 	ip -n "$1" link set lo up
+	# An address is used at once, without a second of asking whose it is.
+	if has_ipv6; then ip netns exec "$1" sysctl -qw net.ipv6.conf.default.accept_dad=0; fi
+}
+
+has_ipv6() {
+	[[ -e /proc/net/if_inet6 ]]
 }
 
 add_switch() {
@@ -62,8 +68,9 @@ add_host() { # HOST
 }
 
 nginx_config() { # HOST
-	local dir=$STATE/$1 access_log=off
+	local dir=$STATE/$1 access_log=off ipv6=
 	[[ -n ${LAB_ACCESS_LOG:-} ]] && access_log="$dir/access.log lab"
+	if has_ipv6; then ipv6="listen [::]:80 backlog=4096;"; fi
 	cat <<-NGINX
 		user nobody nogroup;
 		worker_processes 1;
@@ -86,6 +93,7 @@ nginx_config() { # HOST
 			uwsgi_temp_path $dir/uwsgi;
 			server {
 				listen 80 backlog=4096;
+				$ipv6
 				root $dir/files;
 				location / { return 200 "Hostname: $1\n"; }
 				location = /1m { }
@@ -149,7 +157,12 @@ down() {
 
 # Native XDP_TX on a veth needs an XDP program on its peer as well.
 native() {
-	clang -O2 -g -target bpf -c "$LAB_DIR/pass.bpf.c" -o "$STATE/pass.bpf.o"
+	# The guests of kernels.sh have no compiler, but the object.
+	if has clang; then
+		clang -O2 -g -target bpf -c "$LAB_DIR/pass.bpf.c" -o "$STATE/pass.bpf.o"
+	else
+		cp "$LAB_DIR/pass.bpf.o" "$STATE"
+	fi
 	ip -n switch link set dev lb xdpdrv off
 	ip -n switch link set dev lb xdpdrv obj "$STATE/pass.bpf.o" sec xdp
 }

@@ -2,7 +2,7 @@
 //! What the datapath's maps hold for a configuration: pure, so that the same
 //! configuration gives the same bytes on every host (but for the seed).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -171,6 +171,23 @@ impl Tables {
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
         place(&entries, abi::address_place)
+    }
+
+    /// Takes in which VIPs the host has: the datapath answers echo for the
+    /// others. Returns the places of `addresses` that are new.
+    pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (place, entry) in self.addresses.iter_mut().enumerate() {
+            let vip = usize::from(entry.vip).checked_sub(1);
+            let answers = vip
+                .is_some_and(|vip| !held.contains(&self.vips[vip]))
+                .into();
+            if entry.answers_echo != answers {
+                entry.answers_echo = answers;
+                changed.push(place);
+            }
+        }
+        changed
     }
 
     /// The record of backend `index` (from 1).

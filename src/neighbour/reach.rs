@@ -52,7 +52,7 @@ pub fn reach(
     let protocol = if next_hop.is_ipv4() {
         "ARP"
     } else {
-        "neighbour solicitation"
+        "neighbour solicitations"
     };
     let router = if next_hop == address {
         String::new()

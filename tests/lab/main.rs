@@ -7,6 +7,7 @@ mod common;
 
 mod accounting;
 mod attach;
+mod echo;
 mod errors;
 mod host;
 mod lifecycle;
@@ -14,6 +15,7 @@ mod paths;
 mod ports;
 mod spread;
 mod traffic;
+mod vlan;
 
 use common::lab::Lab;
 
