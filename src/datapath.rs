@@ -162,10 +162,19 @@ impl Datapath {
         for (entry, index) in tables.listeners.entries.iter().zip(0..) {
             put(&self.skeleton.maps.listeners, index, entry)?;
         }
-        for (entry, index) in tables.addresses.iter().zip(0..) {
-            put(&self.skeleton.maps.addresses, index, entry)?;
+        for place in 0..tables.addresses.len() {
+            self.write_address(tables, place)?;
         }
         Ok(())
+    }
+
+    /// Writes the place `place` of the addresses.
+    pub fn write_address(&self, tables: &Tables, place: usize) -> Result<()> {
+        put(
+            &self.skeleton.maps.addresses,
+            place as u32,
+            &tables.addresses[place],
+        )
     }
 
     /// Writes the record of backend `index` (from 1).

@@ -4,7 +4,7 @@
 
 mod listeners;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -353,6 +353,23 @@ impl Tables {
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
         listeners::place(&entries, abi::address_place)
+    }
+
+    /// Takes in which VIPs the host has: the datapath answers echo for the
+    /// others. Returns the places of `addresses` that are new.
+    pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (place, entry) in self.addresses.iter_mut().enumerate() {
+            let vip = usize::from(entry.vip).checked_sub(1);
+            let answers = vip
+                .is_some_and(|vip| !held.contains(&self.vips[vip]))
+                .into();
+            if entry.answers_echo != answers {
+                entry.answers_echo = answers;
+                changed.push(place);
+            }
+        }
+        changed
     }
 
     /// The record of backend `index` (from 1).

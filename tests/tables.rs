@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::rig::{config, service};
 use xdp_proxy::abi;
-use xdp_proxy::service::{ListenPorts, PortRanges};
+use xdp_proxy::service::{ListenPorts, PortRanges, Protocol};
 use xdp_proxy::tables::{Path, ServiceTable, Tables};
 
 const TICK: Duration = Duration::from_millis(4);
@@ -194,14 +194,9 @@ fn memory_and_flows_grow_with_port_maps_and_sources() {
 fn hashes_that_collide_too_much_are_an_error_and_no_endless_loop() {
     let mut by_place: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
     for port in 1..=u16::MAX {
-        let entry = abi::service {
-            vip: 1,
-            protocol: 6,
-            port: port.to_be(),
-            ..Default::default()
-        };
+        let entry = abi::listener_entry(0, port, Protocol::Tcp, 0);
         let ports = by_place
-            .entry(abi::service_place(&entry) % (1 << 15))
+            .entry(abi::listener_place(&entry) % (1 << 15))
             .or_default();
         ports.push(port);
     }
