@@ -5,6 +5,7 @@
 pub mod case;
 pub mod connection;
 pub mod exchange;
+pub mod fragment;
 pub mod frame;
 pub mod frames;
 pub mod http;
@@ -12,6 +13,7 @@ pub mod icmp;
 pub mod lab;
 pub mod random;
 pub mod rig;
+pub mod served;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
 /// where skipping is not allowed (`REQUIRE_ROOT_TESTS=1`).

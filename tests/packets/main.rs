@@ -6,10 +6,12 @@
 mod common;
 
 mod checksums;
+mod echo;
 mod expiry;
 mod families;
 mod flows;
 mod headers;
+mod icmp;
 mod ipv6;
 mod loading;
 mod not_ours;
