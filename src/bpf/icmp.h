@@ -231,10 +231,11 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 	if (is_ipv6(packet))
 		added += delta;
 	icmp->checksum = ~fold((__u16)~icmp->checksum + added);
-	return rewrite_l3(ctx, packet, new.from, new.to, delta) &&
-			       rewrite_link(ctx, packet, new.mac, new.tags) ?
-		       OUTCOME_ICMP_ERROR :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_l3(ctx, packet, new.from, new.to, delta) ||
+	    !rewrite_link(ctx, packet, new.mac, new.tags))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, quoted->hash) ? OUTCOME_ICMP_ERROR :
+						 OUTCOME_DROPPED_RACE;
 }
 
 /* A function of its own, which the verifier walks once. */

@@ -25,4 +25,5 @@ mod reuse;
 mod services;
 mod shares;
 mod udp;
+mod unconfirmed;
 mod vlan;
