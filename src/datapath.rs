@@ -307,18 +307,31 @@ impl Datapath {
 
     /// The ports of a source address that wait for use, the next one first.
     pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let queue = self.ports(source)?;
+        let waiting = queue.tail.wrapping_sub(queue.head);
+        Ok((0..waiting)
+            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
+            .collect())
+    }
+
+    /// How many flows from a source address no client has confirmed yet, and how
+    /// many of them made room for others so far.
+    pub fn unconfirmed(&self, source: usize) -> Result<(u32, u64)> {
+        let queue = self.ports(source)?;
+        Ok((queue.unconfirmed, queue.evicted))
+    }
+
+    fn ports(&self, source: usize) -> Result<Box<types::ports>> {
         let bytes = self
             .skeleton
             .maps
             .ports
             .lookup(&(source as u32).to_ne_bytes(), MapFlags::ANY)?
             .context("no such source address")?;
-        let queue: &types::ports = plain::from_bytes(&bytes)
+        let mut queue = port_queue(&[]);
+        plain::copy_from_bytes(&mut *queue, &bytes)
             .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
-        let waiting = queue.tail.wrapping_sub(queue.head);
-        Ok((0..waiting)
-            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
-            .collect())
+        Ok(queue)
     }
 
     /// The slots that a bucket of the flow table names.

@@ -82,13 +82,15 @@ enum outcome {
 	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often or may not */
 	OUTCOME_DROPPED_NO_FLOW,      /* a RST of no flow: never answered */
 	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
-	OUTCOME_DROPPED_RACE,	 /* another CPU began the same flow just now */
+	/* Another CPU began the same flow or took its record just now. */
+	OUTCOME_DROPPED_RACE,
 	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
 	OUTCOMES,
 };
 
 enum flow_state {
 	FLOW_NONE,	  /* the port was never used */
+	FLOW_BEGINNING,	  /* being written: its CPU alone may end it */
 	FLOW_UNCONFIRMED, /* the client has not reacted to an answer yet */
 	FLOW_ESTABLISHED, /* it has: it is no forged address */
 };
@@ -213,7 +215,7 @@ struct flow {
 	__u8 answered; /* the backend has sent something */
 	__u8 pad;
 	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
-	__u32 pad2;
+	__u32 begun; /* its place in the list of flows that began */
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 

@@ -111,9 +111,12 @@ __noinline int begin_flow(void)
 	count_flow_begun(packet->backend);
 
 	linked = link_flow(packet);
+	if (linked != LINKED)
+		flow->family = 0;
+	barrier(); /* from here on, others may end it */
+	flow->state = FLOW_UNCONFIRMED;
 	if (linked == LINKED)
 		return OUTCOME_NEXT;
-	flow->family = 0;
 	retire_flow(flow, packet->slot, packet->hash, false);
 	/* No bucket is full below four times the mean load. */
 	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :

@@ -188,9 +188,10 @@ static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 		copy_mac(flow->client_mac, eth->h_source);
 	if (handles_vlan && !same_tags(flow->client_tags, packet->tags))
 		copy_tags(flow->client_tags, packet->tags);
-	return rewrite_packet(ctx, packet, flow, &new) ?
-		       OUTCOME_FORWARDED :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_packet(ctx, packet, flow, &new))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, packet->hash) ? OUTCOME_FORWARDED :
+						 OUTCOME_DROPPED_RACE;
 }
 
 static __always_inline enum outcome
@@ -201,9 +202,10 @@ return_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 	if (!towards_client(flow, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	track_flow(packet, flow);
-	return rewrite_packet(ctx, packet, flow, &new) ?
-		       OUTCOME_RETURNED :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_packet(ctx, packet, flow, &new))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, packet->hash) ? OUTCOME_RETURNED :
+						 OUTCOME_DROPPED_RACE;
 }
 
 #endif /* __XDP_PROXY_FORWARD_H__ */

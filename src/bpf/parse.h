@@ -337,9 +337,11 @@ static __always_inline bool is_from_host(const struct packet *packet)
 {
 	__u8 first = *(const __u8 *)packet->from;
 
+	/* Neither multicast, nor ::, nor ::1. */
 	if (is_ipv6(packet))
-		return first != 0xff && (packet->from[0] | packet->from[1] |
-					 packet->from[2] | packet->from[3]);
+		return first != 0xff &&
+		       (packet->from[0] | packet->from[1] | packet->from[2] |
+			(packet->from[3] & ~bpf_htonl(1)));
 	return first && first != 127 && (first & 0xf0) != 0xe0 &&
 	       packet->from[0] != 0xffffffff;
 }

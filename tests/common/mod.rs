@@ -9,6 +9,7 @@ pub mod connection;
 pub mod dns;
 pub mod echo;
 pub mod exchange;
+pub mod fragment;
 pub mod frame;
 pub mod frames;
 pub mod http;
@@ -16,6 +17,7 @@ pub mod icmp;
 pub mod lab;
 pub mod random;
 pub mod rig;
+pub mod served;
 pub mod wire;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
