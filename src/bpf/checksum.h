@@ -74,8 +74,11 @@ __noinline __u32 sum_block(struct xdp_md *ctx, __u32 offset)
 	if ((void *)words + SUM_BLOCK_BYTES > data_end)
 		return 0;
 #pragma unroll
-	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++)
+	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++) {
 		sum += words[i];
+		/* Or clang 14 loads all words first, and takes 216 bytes of stack. */
+		barrier_var(sum);
+	}
 	return fold(sum);
 }
 
