@@ -16,6 +16,9 @@ use crate::maglev::{self, Member};
 use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service};
 pub use services::Services;
 
+/// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
+const FRAGMENT_BYTES: usize = 128;
+
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct BackendTable {
@@ -249,6 +252,7 @@ impl Tables {
             + self.addresses.len() * size_of::<abi::address>()
             + self.services.count() * size_of::<abi::maglev>()
             + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
+            + abi::FRAGMENTED * FRAGMENT_BYTES
     }
 }
 
