@@ -46,8 +46,7 @@ static __always_inline __u32 take_slot(const struct packet *packet,
 				       const struct backend *backend,
 				       bool pressed)
 {
-	__u32 place = packet->service;
-	const struct service *service = bpf_map_lookup_elem(&services, &place);
+	const struct service *service = service_of(packet->service);
 
 	if (!service)
 		return 0;

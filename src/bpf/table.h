@@ -59,12 +59,11 @@ static __always_inline bool is_flow_of_client(const struct flow *flow,
 /* Long finished, though its port was not needed again. */
 static __always_inline bool is_over(const struct flow *flow)
 {
-	__u32 place = flow->service;
 	const struct service *service;
 
 	if (!flow->retired)
 		return false;
-	service = bpf_map_lookup_elem(&services, &place);
+	service = service_of(flow->service);
 	return !service || age(flow) > service->closing;
 }
 

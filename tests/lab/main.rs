@@ -9,6 +9,7 @@ mod accounting;
 mod any_port;
 mod attach;
 mod diagnosis;
+mod echo;
 mod errors;
 mod flood;
 mod fragments;
@@ -22,6 +23,7 @@ mod sources;
 mod spread;
 mod traffic;
 mod udp;
+mod vlan;
 
 use common::lab::Lab;
 

@@ -27,11 +27,11 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     let mut open = XdpProxySkelBuilder::default().open(&mut object).unwrap();
     let rodata = open.maps.rodata_data.as_mut().unwrap();
     rodata.address_mask = 1;
-    rodata.service_mask = 1;
+    rodata.listener_mask = 1;
     rodata.bucket_mask = 1;
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
-    rodata.serves_port_ranges = (!tables.services.port_maps.is_empty()).into();
+    rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
     let program = &mut open.progs.xdp_proxy;
