@@ -11,6 +11,7 @@ use crate::datapath::{self, Attached, Datapath, Hook, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
+use crate::vlan::Trunk;
 
 /// Drivers of hardware-like interfaces whose packets can come from a local
 /// stack with a checksum still to be completed.
@@ -79,6 +80,7 @@ pub async fn load_and_attach(
     config: &Config,
     tables: &Tables,
     interface: &Interface,
+    trunk: &Trunk,
 ) -> Result<(Datapath, Attachment)> {
     own_program(interface)?;
     check_interface(config.mode, interface).await?;
@@ -89,8 +91,8 @@ pub async fn load_and_attach(
             hash_seed: seed,
             partial_checksums: may_carry_partial_checksums(interface),
             complete_checksums: *hook == Hook::Native,
-            handles_vlan: false,
-            tags_may_hide: false,
+            handles_vlan: trunk.has_vlans,
+            tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
         let attempt = Datapath::load(tables, &settings).and_then(|mut datapath| {

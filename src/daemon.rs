@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::abi;
 use crate::attach::{self, Attachment};
+use crate::config;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath};
 use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
@@ -18,6 +20,7 @@ use crate::service::Config;
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, ServiceStatus, Status};
 use crate::tables::{BackendTable, Path, Tables};
+use crate::vlan::Trunk;
 
 /// How long the start waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
@@ -33,18 +36,22 @@ pub async fn run(config: Config) -> Result<()> {
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
-    let mut neighbours = Neighbours::follow(&interface, backend_addresses(&config)).await?;
+    let mut neighbours =
+        Neighbours::follow(&interface, backend_addresses(&config), vips(&config)).await?;
     neighbours.settle(SETTLE_DEADLINE).await;
 
+    let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
-    let tables = Tables::new(&config, datapath::tick()?, |address| {
-        let path = path_of(&neighbours, address);
+    let mut tables = Tables::new(&config, datapath::tick()?, |address| {
+        let path = path_of(reach_of(&neighbours, &trunk, address));
         Path {
             source: path.source.or(default_source),
             ..path
         }
     })?;
-    let (datapath, attachment) = attach::load_and_attach(&config, &tables, &interface).await?;
+    tables.set_held(&neighbours.held());
+    let (datapath, attachment) =
+        attach::load_and_attach(&config, &tables, &interface, &trunk).await?;
     let mut daemon = Daemon {
         started: Instant::now(),
         program_id: datapath.program_id()?,
@@ -52,10 +59,13 @@ pub async fn run(config: Config) -> Result<()> {
         tables,
         datapath,
         interface,
+        trunk,
         neighbours,
         attachment,
     };
+    daemon.report_foreign_sources().await?;
     daemon.report_unreachable();
+    daemon.report_vlan_faults().await?;
     daemon.announce()?;
     let stopped = daemon.serve(control, signals).await?;
     let detached = daemon.attachment.detach();
@@ -97,12 +107,13 @@ async fn choose_interface(config: &Config) -> Result<Interface> {
 }
 
 /// The source to make a port table for where no route tells one yet, as while
-/// the interface is down: the first VIP that it holds.
+/// the interface is down: the first VIP that it, or a VLAN device on it, holds.
 async fn held_vip(config: &Config, interface: &Interface) -> Result<Option<IpAddr>> {
     for service in &config.services {
         let vip = service.listen.vip;
-        let holder = neighbour::interface_with_address(vip).await?;
-        if holder.is_some_and(|holder| holder.index == interface.index) {
+        if let Some(holder) = neighbour::interface_with_address(vip).await?
+            && neighbour::tags_on(interface, &holder).await?.is_some()
+        {
             return Ok(Some(vip));
         }
     }
@@ -116,19 +127,35 @@ fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-fn path_of(neighbours: &Neighbours, address: IpAddr) -> Path {
-    match neighbours.reach(address) {
-        Some(Reach::Resolved { mac, source, .. }) => Path {
-            mac: Some(mac),
-            tags: Default::default(),
-            source: Some(source),
-            alive: true,
-        },
+fn vips(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services.map(|service| service.listen.vip).collect()
+}
+
+fn reach_of(neighbours: &Neighbours, trunk: &Trunk, address: IpAddr) -> Option<Reach> {
+    let reach = neighbours.reach(address)?;
+    Some(trunk.limit(address, reach))
+}
+
+fn path_of(reach: Option<Reach>) -> Path {
+    match reach {
+        Some(Reach::Resolved {
+            mac, tags, source, ..
+        }) => {
+            let mut path = Path {
+                mac: Some(mac),
+                source: Some(source),
+                alive: true,
+                ..Path::default()
+            };
+            for (place, tag) in path.tags.iter_mut().zip(tags) {
+                *place = abi::vlan_tag(tag.protocol, tag.id);
+            }
+            path
+        }
         Some(Reach::Unresolved { source, .. }) => Path {
-            mac: None,
-            tags: Default::default(),
             source,
-            alive: false,
+            ..Path::default()
         },
         None => Path::default(),
     }
@@ -160,6 +187,7 @@ struct Daemon {
     attachment: Attachment,
     datapath: Datapath,
     interface: Interface,
+    trunk: Trunk,
     neighbours: Neighbours,
 }
 
@@ -193,12 +221,47 @@ impl Daemon {
         .context("writing to stdout")
     }
 
+    /// Nobody answers ARP for an address that no interface has.
+    async fn report_foreign_sources(&self) -> Result<()> {
+        let services = self.config.services.iter();
+        let sources: BTreeSet<IpAddr> = services.flat_map(|s| s.source.iter().copied()).collect();
+        for source in sources {
+            if !neighbour::is_held(source).await? {
+                let prefix = if source.is_ipv4() { 32 } else { 128 };
+                tracing::warn!(
+                    "source {source}: no interface has it, so that the backends' replies do not \
+                     arrive: ip addr add {source}/{prefix} dev {}",
+                    self.interface.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn report_unreachable(&self) {
         for backend in &self.tables.backends {
             if let Some(why) = self.obstacle(backend) {
-                tracing::warn!("backend {} gets no flows: {why}", backend.backend.address);
+                tracing::warn!("backend {} gets no flows: {why}", backend.backend);
             }
         }
+    }
+
+    /// Warns where the program does not see the tags that it would have to change.
+    async fn report_vlan_faults(&self) -> Result<()> {
+        let hook = self.attachment.hook();
+        let mut faults = BTreeSet::new();
+        for (index, service) in self.config.services.iter().enumerate() {
+            let vip_tags = self.trunk.tags_of_vip(service.listen.vip).await?;
+            for table in self.tables.backends.iter().filter(|b| b.service == index) {
+                if let Some(Reach::Resolved { tags, .. }) = self.reach(table) {
+                    faults.extend(self.trunk.fault(hook, &vip_tags, &tags));
+                }
+            }
+        }
+        for fault in faults {
+            tracing::warn!("{fault}");
+        }
+        Ok(())
     }
 
     /// Returns who asked for the end, if it was a client of the control socket.
@@ -260,12 +323,16 @@ impl Daemon {
         }
         self.interface = interface;
 
+        for place in self.tables.set_held(&self.neighbours.held()) {
+            self.datapath.write_address(&self.tables, place)?;
+        }
+
         let mut services = BTreeSet::new();
         for index in 1..=self.tables.backends.len() {
             let table = &self.tables.backends[index - 1];
-            let address = table.backend.address;
+            let backend = table.backend;
             let old = table.path;
-            let new = table.path_after(path_of(&self.neighbours, address.ip()));
+            let new = table.path_after(path_of(self.reach(table)));
             if new == old {
                 continue;
             }
@@ -274,8 +341,8 @@ impl Daemon {
             if new.alive != old.alive || new.source != old.source {
                 services.insert(self.tables.backends[index - 1].service);
                 match self.obstacle(&self.tables.backends[index - 1]) {
-                    Some(why) => tracing::warn!("backend {address} gets no new flows: {why}"),
-                    None => tracing::info!("backend {address} gets flows"),
+                    Some(why) => tracing::warn!("backend {backend} gets no new flows: {why}"),
+                    None => tracing::info!("backend {backend} gets flows"),
                 }
             }
         }
@@ -295,7 +362,7 @@ impl Daemon {
                 name: service.name.clone(),
                 listen: service.listen.to_string(),
                 forwarding: "nat".into(),
-                scheduler: "maglev".into(),
+                scheduler: config::scheduler_word(service.scheduler).into(),
                 flows: 0,
                 counters: BackendCounters::default(),
                 backends: Vec::with_capacity(service.backends.len()),
@@ -319,12 +386,13 @@ impl Daemon {
         })
     }
 
+    fn reach(&self, table: &BackendTable) -> Option<Reach> {
+        reach_of(&self.neighbours, &self.trunk, table.backend.address.ip())
+    }
+
     /// Why a backend gets no new flows, if it does not.
     fn obstacle(&self, table: &BackendTable) -> Option<String> {
-        match (
-            self.neighbours.reach(table.backend.address.ip()),
-            table.path.source,
-        ) {
+        match (self.reach(table), table.path.source) {
             (Some(Reach::Unresolved { why, .. }), _) => Some(why),
             (_, Some(source)) if !self.tables.sources.contains(&source) => Some(format!(
                 "the address that reaches it is now {source}, which has no port table; start \
@@ -335,13 +403,13 @@ impl Daemon {
     }
 
     fn backend_status(&self, table: &BackendTable, counters: &BackendCounters) -> BackendStatus {
-        let next_hop = match self.neighbours.reach(table.backend.address.ip()) {
+        let next_hop = match self.reach(table) {
             Some(Reach::Resolved { next_hop, .. }) => Some(next_hop),
             _ => None,
         };
         let reason = self.obstacle(table);
         BackendStatus {
-            address: table.backend.address.to_string(),
+            address: table.backend.to_string(),
             weight: table.backend.weight,
             state: match reason {
                 None => "up",
@@ -351,7 +419,10 @@ impl Daemon {
             reason,
             mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
-            source: table.path.source,
+            sources: match &self.config.services[table.service].source[..] {
+                [] => Vec::from_iter(table.path.source),
+                configured => configured.to_vec(),
+            },
             flows: counters.flows(),
             counters: *counters,
         }

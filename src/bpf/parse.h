@@ -48,7 +48,7 @@ struct packet {
 	__u32 answers_echo; /* the destination is a VIP that nobody owns */
 	__u32 hash;	    /* of the client's tuple */
 	__u32 insertions;   /* into its bucket when it was searched */
-	__u32 service;	    /* place of the service in services */
+	__u32 service;	    /* index into services */
 	__u32 slot;	    /* of its flow */
 	__u32 backend;	    /* index; 0: counted for no backend */
 	__u32 direction;    /* enum direction */

@@ -103,7 +103,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
-	__u32 place, timeout, hash;
+	__u32 timeout, hash;
 
 	if (!flow)
 		return 0;
@@ -112,8 +112,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	barrier();
 	if (!flow->family || flow->retired)
 		return 0;
-	place = flow->service;
-	service = bpf_map_lookup_elem(&services, &place);
+	service = service_of(flow->service);
 	if (!service)
 		return 0;
 	if (flow->state == FLOW_ESTABLISHED ||

@@ -27,10 +27,11 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     let mut open = XdpProxySkelBuilder::default().open(&mut object).unwrap();
     let rodata = open.maps.rodata_data.as_mut().unwrap();
     rodata.address_mask = 1;
-    rodata.service_mask = 1;
+    rodata.listener_mask = 1;
     rodata.bucket_mask = 1;
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
+    rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
     rodata.handles_vlan = settings.handles_vlan.into();
@@ -64,6 +65,10 @@ fn the_verifier_walks_few_instructions_whatever_the_settings() {
         &["10.0.0.5:80/udp"],
         &["[fd00::5]:80"],
         &["10.0.0.5:80/udp", "[fd00::5]:80"],
+        &["10.0.0.5:*"],
+        &["10.0.0.5:*/udp"],
+        &["[fd00::5]:*"],
+        &["10.0.0.5:*/udp", "[fd00::5]:80"],
     ] {
         for bits in 0..16 {
             let settings = Settings {
@@ -85,9 +90,9 @@ fn verified_instructions(listens: &[&str], settings: Settings) -> u32 {
         .iter()
         .map(|listen| {
             let backend = if listen.starts_with('[') {
-                "[fd00::2]:80"
+                "fd00::2"
             } else {
-                "10.0.0.2:80"
+                "10.0.0.2"
             };
             service(listen, &[(backend, 1)])
         })
