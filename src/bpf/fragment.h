@@ -74,8 +74,8 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 		return outcome;
 	packet->backend = flow->backend;
 	return packet->direction == FROM_CLIENT ?
-		       forward_packet(ctx, packet) :
-		       return_packet(ctx, packet, flow);
+		       forward_packet(ctx, packet, false) :
+		       return_packet(ctx, packet, flow, false);
 }
 
 #endif /* __XDP_PROXY_FRAGMENT_H__ */
