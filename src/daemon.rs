@@ -419,6 +419,7 @@ impl Daemon {
             reason,
             mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
+            source: table.path.source,
             sources: match &self.config.services[table.service].source[..] {
                 [] => Vec::from_iter(table.path.source),
                 configured => configured.to_vec(),

@@ -41,6 +41,9 @@ pub struct ServiceTable {
     pub backends: Vec<usize>,
 }
 
+/// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
+const FRAGMENT_BYTES: usize = 128;
+
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct BackendTable {
@@ -454,6 +457,7 @@ impl Tables {
             + self.addresses.len() * size_of::<abi::address>()
             + self.services.len() * size_of::<abi::maglev>()
             + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
+            + abi::FRAGMENTED * FRAGMENT_BYTES
     }
 }
 
