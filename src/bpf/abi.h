@@ -267,10 +267,11 @@ struct fragment_key {
 /* What was decided on the first fragment, for the others. */
 struct fragment {
 	__u32 outcome;
-	__u32 slot; /* of its flow */
-	__u32 hash; /* of its flow, as long as the slot is its */
-	__u32 seen; /* jiffies */
-	__be32 id;  /* that the fragments are sent with */
+	__u32 slot;  /* of its flow */
+	__u32 hash;  /* of its flow, as long as the slot is its */
+	__u32 begun; /* the same of its place in the list of flows */
+	__u32 seen;  /* jiffies */
+	__be32 id;   /* that the fragments are sent with */
 	__u32 direction;
 };
 

@@ -26,14 +26,17 @@ __noinline int remember_fragment(int outcome)
 {
 	struct packet *packet = packet_at_hand();
 	struct fragment decision = {};
+	const struct flow *flow;
 	struct fragment_key key;
 
 	if (!packet || outcome > OUTCOME_RETURNED)
 		return outcome;
+	flow = flow_at(packet->slot);
 	fragment_key(packet, &key);
 	decision.outcome = outcome;
 	decision.slot = packet->slot;
 	decision.hash = packet->hash;
+	decision.begun = flow ? flow->begun : 0;
 	decision.seen = now();
 	decision.id = packet->new_id;
 	decision.direction = packet->direction;
@@ -67,7 +70,9 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 	packet->direction = decision->direction;
 	packet->flags = 0;
 	flow = flow_at(packet->slot);
-	if (!flow || !flow->family || flow->hash != packet->hash)
+	/* The client's next flow may have the same port, and another backend. */
+	if (!flow || !flow->family || flow->hash != packet->hash ||
+	    flow->begun != decision->begun)
 		return OUTCOME_DROPPED_FRAGMENT;
 	outcome = check_ip(ctx, packet);
 	if (outcome)

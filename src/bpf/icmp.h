@@ -213,7 +213,7 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 	} else {
 		quoted->hash = tuple_hash(quoted, hash_seed);
 		flow = quoted->vip ? find_flow_of_client(quoted) : NULL;
-		if (!flow)
+		if (!flow || is_over(flow))
 			return OUTCOME_PASSED;
 		if (!towards_backend(quoted, flow, &new))
 			return OUTCOME_DROPPED_NO_NEIGHBOUR;

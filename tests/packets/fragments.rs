@@ -270,6 +270,42 @@ fn a_later_fragment_of_a_flow_that_is_gone_is_dropped() {
     }
 }
 
+/// The flow has the same port and tuple, but another backend: addresses and
+/// checksum of the one would not fit the other's fragments.
+#[test]
+fn a_later_fragment_is_not_of_its_clients_next_flow() {
+    if !root_or_skip("a_later_fragment_is_not_of_its_clients_next_flow") {
+        return;
+    }
+    for (listen, backends) in SERVED {
+        if !listen.ends_with("/udp") {
+            continue;
+        }
+        let mut service = service(listen, &backends);
+        service.source_ports = xdp_proxy::service::PortRanges::new(vec![2000..=2000]).unwrap();
+        let mut rig = Rig::new(&config(vec![service]), GENERIC);
+        let mut exchange = Exchange::new(&rig, listen, 1);
+        exchange.open();
+        let fragmented =
+            both(&exchange, 99).map(|frame| Fragmented::new(&exchange, &frame, 6, &[32]));
+        for datagram in &fragmented {
+            datagram.check(&exchange);
+        }
+        let path = exchange.path();
+        let index = rig.backend_index(path.1);
+        rig.tables.backends[index - 1].path.alive = false;
+        rig.datapath.write_backend(&rig.tables, index).unwrap();
+        rig.datapath.write_maglev(&rig.tables, 0).unwrap();
+        let mut next = Exchange::new(&rig, listen, 1);
+        next.forward(SYN);
+        assert_eq!(next.path().0, path.0);
+        assert_ne!(next.path().1, path.1);
+        for datagram in &fragmented {
+            next.is_dropped(&datagram.fragments[1], FRAGMENT);
+        }
+    }
+}
+
 #[test]
 fn a_fragment_whose_time_is_over_is_answered_if_it_is_the_first() {
     if !root_or_skip("a_fragment_whose_time_is_over_is_answered_if_it_is_the_first") {

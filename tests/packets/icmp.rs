@@ -2,6 +2,8 @@
 //! ICMP errors about flows (RFC 5508), byte for byte; and ICMP that is none.
 
 use std::net::{IpAddr, SocketAddr};
+use std::thread::sleep;
+use std::time::Duration;
 
 use etherparse::IpNumber;
 use xdp_proxy::abi::OutcomeCode;
@@ -246,6 +248,30 @@ fn an_error_about_a_closing_flow_is_translated() {
             translated(exchange, &about, None, icmp, WHOLE_PACKET).check(exchange);
         }
     });
+}
+
+#[test]
+fn an_error_about_a_flow_that_is_over_is_passed() {
+    if !root_or_skip("an_error_about_a_flow_that_is_over_is_passed") {
+        return;
+    }
+    for (listen, backends) in SERVED {
+        if listen.ends_with("/udp") {
+            continue; // no datagram ends a flow
+        }
+        let mut service = service(listen, &backends);
+        service.timeouts.closing = Duration::from_millis(50);
+        let rig = Rig::new(&config(vec![service]), GENERIC);
+        let mut exchange = Exchange::new(&rig, listen, 1);
+        exchange.open();
+        exchange.close();
+        sleep(Duration::from_millis(120));
+        let icmp = errors(exchange.service.is_ipv4())[0];
+        for about in both(&exchange, 0) {
+            let error = translated(&exchange, &about, None, icmp, 8).error;
+            exchange.is_passed(&error.bytes(Sum::Complete));
+        }
+    }
 }
 
 #[test]
