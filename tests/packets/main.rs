@@ -23,6 +23,7 @@ mod random_all;
 mod ranges;
 mod resets;
 mod reuse;
+mod schedulers;
 mod services;
 mod shares;
 mod sources;
