@@ -35,6 +35,25 @@ impl Attachment {
         self.hook
     }
 
+    /// Puts another datapath in the place of the one that is attached, in one step:
+    /// no packet meets neither.
+    pub fn replace(&mut self, datapath: &Datapath) -> Result<()> {
+        let old = self.program.as_ref().context("nothing is attached")?;
+        let new = Held {
+            id: datapath.program_id()?,
+            fd: datapath.program_fd()?,
+        };
+        datapath::replace_fd(
+            self.interface.index,
+            new.fd.as_fd(),
+            old.fd.as_fd(),
+            self.hook,
+        )
+        .with_context(|| format!("replacing the program on {}", self.interface.name))?;
+        self.program = Some(new);
+        Ok(())
+    }
+
     /// Whether the interface still has the program.
     pub fn holds(&self) -> Result<bool> {
         let id = self.program.as_ref().map(|program| program.id);

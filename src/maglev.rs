@@ -71,14 +71,14 @@ pub fn turns(members: &[Member]) -> Box<[u16]> {
 }
 
 /// The table of a scheduler that looks at each member: each once, in the first
-/// entries. Returns their number too.
-pub fn roll(members: &[Member]) -> (Box<[u16]>, usize) {
+/// entries.
+pub fn roll(members: &[Member]) -> Box<[u16]> {
     let members = weighted(members);
     let mut table = vec![0; TABLE_SIZE].into_boxed_slice();
     for (entry, member) in table.iter_mut().zip(&members) {
         *entry = member.index;
     }
-    (table, members.len())
+    table
 }
 
 /// Those that get anything, in an order of their own.

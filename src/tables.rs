@@ -37,6 +37,8 @@ pub struct ServiceTable {
     /// Its place in the configuration.
     pub number: usize,
     pub entry: abi::service,
+    /// Its look-up table is not written yet.
+    pub fresh: bool,
     /// The indexes of its backends that are configured.
     pub backends: Vec<usize>,
 }
@@ -117,6 +119,8 @@ pub struct Tables {
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
+    /// The backends whose indexes stood for others before.
+    pub recycled: Vec<usize>,
 }
 
 impl Tables {
@@ -195,18 +199,8 @@ impl Tables {
             tables.put_service(index, number, service);
             tables.put_backends(index, service, &path_of, &known, &mut vacant_backends);
             tables.put_sources(index, service, &mut users)?;
-            let table = &mut tables.services[index];
-            let sources = service.source.iter();
-            let sources: Vec<usize> = sources
-                .filter_map(|source| tables.sources.iter().position(|known| known == source))
-                .collect();
-            let vip = tables
-                .vips
-                .iter()
-                .position(|vip| *vip == service.listen.vip);
-            table.entry =
-                abi::service_entry(service, vip.unwrap_or_default(), index, &sources, tick);
         }
+        tables.enter_services(self, config, tick);
         if tables.source_ports.is_empty() {
             tables
                 .source_ports
@@ -251,6 +245,7 @@ impl Tables {
             tenure: Tenure::Configured,
             number,
             entry: abi::service::default(),
+            fresh: true,
             backends: Vec::with_capacity(service.backends.len()),
         };
         put(&mut self.services, index, table);
@@ -284,11 +279,61 @@ impl Tables {
             };
             table.path = table.path_after(path_of(backend.address.ip()));
             let index = known
-                .or_else(|| vacant.pop())
+                .or_else(|| {
+                    let index = vacant.pop()?;
+                    self.recycled.push(index);
+                    Some(index)
+                })
                 .unwrap_or(self.backends.len() + 1);
             put(&mut self.backends, index - 1, table);
             self.services[service_index].backends.push(index);
         }
+    }
+
+    /// What flows keep to. A service whose look-up table stays as it was keeps its
+    /// place too; of another one, the old table is left alone.
+    fn enter_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let places = |service: &ServiceTable| service.entry.maglev;
+        let mut taken: HashSet<u32> = old.services.iter().filter(in_use).map(places).collect();
+        let mut free = 0;
+        for index in 0..self.services.len() {
+            let table = &self.services[index];
+            if table.tenure != Tenure::Configured {
+                continue;
+            }
+            let same = old
+                .services
+                .get(index)
+                .filter(|old| old.tenure != Tenure::Vacant && old.scheduler == table.scheduler);
+            let kept = same.filter(|_| old.members(index) == self.members(index));
+            let place = kept.map_or_else(
+                || {
+                    while !taken.insert(free) {
+                        free += 1;
+                    }
+                    free
+                },
+                places,
+            );
+            let service = &config.services[table.number];
+            let position = |all: &[IpAddr], address| all.iter().position(|known| known == address);
+            let sources = service.source.iter();
+            let sources: Vec<usize> = sources
+                .filter_map(|source| position(&self.sources, source))
+                .collect();
+            let vip = position(&self.vips, &service.listen.vip).unwrap_or_default();
+            let fresh = kept.is_none();
+            let table = &mut self.services[index];
+            table.fresh = fresh;
+            table.entry = abi::service_entry(service, vip, place as usize, &sources, tick);
+        }
+    }
+
+    /// How many look-up tables must fit.
+    pub fn maglevs(&self) -> usize {
+        let places = self.services.iter().map(|service| service.entry.maglev);
+        places.max().map_or(0, |last| last as usize + 1)
     }
 
     /// The addresses that the service's flows come from.
@@ -345,7 +390,19 @@ impl Tables {
     /// The hash table over VIPs and source addresses.
     fn place_addresses(&self) -> Result<Vec<abi::address>> {
         let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
-        for (index, vip) in self.vips.iter().enumerate() {
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let served: HashSet<IpAddr> = self
+            .services
+            .iter()
+            .filter(in_use)
+            .map(|service| service.listen.vip)
+            .collect();
+        for (index, vip) in self
+            .vips
+            .iter()
+            .enumerate()
+            .filter(|(_, vip)| served.contains(vip))
+        {
             roles.entry(*vip).or_default().0 = Some(index);
         }
         for (index, source) in self.sources.iter().enumerate() {
@@ -397,28 +454,46 @@ impl Tables {
         )
     }
 
-    /// The look-up table of service `index`, over the backends that take new
-    /// flows, and how many stand in its first places (least-connections).
-    pub fn maglev(&self, index: usize) -> (Box<[u16]>, usize) {
-        let service = &self.services[index];
-        let members: Vec<Member> = service
+    /// The backends of service `index` that take new flows.
+    fn members(&self, index: usize) -> Vec<Member> {
+        self.services[index]
             .backends
             .iter()
             .map(|number| (*number, &self.backends[number - 1]))
             .filter(|(number, table)| {
-                table.path.alive && self.backend_entry(*number).reachable != 0
+                table.path.alive
+                    && table.backend.weight > 0
+                    && self.backend_entry(*number).reachable != 0
             })
             .map(|(number, table)| Member {
                 identity: table.backend.address,
                 weight: table.backend.weight,
                 index: number as u16,
             })
-            .collect();
-        match service.scheduler {
+            .collect()
+    }
+
+    /// The record of service `index`.
+    pub fn service_entry(&self, index: usize) -> abi::service {
+        let service = &self.services[index];
+        let members = match service.scheduler {
+            Scheduler::LeastConnections => self.members(index).len(),
+            _ => 0,
+        };
+        abi::service {
+            members: members as u32,
+            ..service.entry
+        }
+    }
+
+    /// The look-up table of service `index`, over the backends that take new flows.
+    pub fn maglev(&self, index: usize) -> Box<[u16]> {
+        let members = self.members(index);
+        match self.services[index].scheduler {
             Scheduler::LeastConnections => maglev::roll(&members),
-            Scheduler::RoundRobin => (maglev::turns(&members), 0),
+            Scheduler::RoundRobin => maglev::turns(&members),
             Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => {
-                (maglev::table(&members), 0)
+                maglev::table(&members)
             }
         }
     }

@@ -57,6 +57,7 @@
 #define SWEEP_SHORT 64 /* the same when no port is free */
 #define SWEEP_ROUND 64 /* the same in one run of the sweep program */
 #define LEAST_TRIES 32 /* backends among which the least busy is looked for */
+#define TIDY_ROUND 16  /* the same in one run of the sweep program */
 #define EVICT_TRIES 32 /* begun flows that one new flow looks at for room */
 
 /*

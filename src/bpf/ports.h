@@ -158,24 +158,23 @@ static __always_inline __u32 take_port(__u32 source)
 }
 
 /*
- * Where the unconfirmed flows have all of their share, takes the next flow off
- * the list of those that began, and ends it if it is still unconfirmed: the
- * oldest makes room. False: there is room, or nothing to take.
+ * Looks at the first flow on the list of those that began. One that is confirmed or
+ * gone leaves the list; one that is not ends, where the unconfirmed flows have all
+ * of their share: the oldest makes room. False: there is nothing to do.
  */
 __noinline int make_room(__u32 source)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 slot, hash, place = 0, port = 0;
+	__u32 slot, hash, place, port;
+	bool crowded, waits;
 	struct flow *flow;
 
 	if (!queue)
 		return false;
 	bpf_spin_lock(&queue->lock);
-	if (queue->unconfirmed >= queue->unconfirmed_max &&
-	    queue->begun_head != queue->begun_tail) {
-		place = queue->begun_head++;
-		port = queue->begun[place % PORTS];
-	}
+	crowded = queue->unconfirmed >= queue->unconfirmed_max;
+	place = queue->begun_head;
+	port = place == queue->begun_tail ? 0 : queue->begun[place % PORTS];
 	bpf_spin_unlock(&queue->lock);
 	slot = source << PORT_BITS | port;
 	flow = flow_at(slot);
@@ -184,9 +183,26 @@ __noinline int make_room(__u32 source)
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
 	/* Else the port had another flow then: this one's place is further on. */
-	if (flow->begun == place && flow->state == FLOW_UNCONFIRMED)
+	waits = flow->begun == place && !flow->retired &&
+		(flow->state == FLOW_BEGINNING ||
+		 flow->state == FLOW_UNCONFIRMED);
+	if (waits && !crowded)
+		return false;
+	bpf_spin_lock(&queue->lock);
+	queue->begun_head += queue->begun_head == place;
+	bpf_spin_unlock(&queue->lock);
+	if (waits)
 		retire_flow(flow, slot, hash, true);
 	return true;
+}
+
+/* Tidies the list, so that a flood finds the oldest at once. */
+__noinline int tidy(__u32 source)
+{
+	for (int i = 0; i < TIDY_ROUND; i++)
+		if (!make_room(source))
+			break;
+	return 0;
 }
 
 /*

@@ -82,6 +82,7 @@ SEC("xdp")
 int xdp_proxy_sweep(struct xdp_md *ctx)
 {
 	sweep(sweep_source, SWEEP_ROUND, false);
+	tidy(sweep_source);
 	return XDP_PASS;
 }
 

@@ -20,6 +20,7 @@ mod lifecycle;
 mod path_mtu;
 mod paths;
 mod ports;
+mod reload;
 mod sources;
 mod spread;
 mod traffic;
