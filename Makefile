@@ -3,6 +3,7 @@
 #   LAB=netns|docker      where the four hosts of the lab live
 #   BINARY=PATH           another load balancer than build/xdp-proxy
 #   REQUIRE_ROOT_TESTS=1  a test that is skipped for lack of privilege has failed
+#   SECONDS=N, SEED=N     how long `make fuzz` goes on, and from which seed
 
 ARCH := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-gnu
@@ -14,7 +15,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
-.PHONY: help deps build run curl bench down test test-kernels lint vmlinux clean
+.PHONY: help deps build run curl bench down test fuzz test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +57,11 @@ down: ## remove every trace of the lab
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
 	@cargo test --no-fail-fast --release --target $(TARGET)
+
+fuzz: ## random and mutated packets against a model of the datapath, for 5 minutes
+	@lab/deps.sh build
+	@FUZZ_SECONDS=$(or $(SECONDS),300) FUZZ_SEED=$(or $(SEED),$$(date +%s)) REQUIRE_ROOT_TESTS=1 \
+		cargo test --release --target $(TARGET) --test fuzz -- --nocapture
 
 test-kernels: ## the packet tests on Debian's kernels 5.10, 6.1 and 6.12, emulated
 	@lab/deps.sh build kernels

@@ -31,7 +31,7 @@ PROGRAMS=(bash curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv
 GUEST_SECONDS=300
 GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
-TESTS=${TESTS:-"packets; neighbour vlan; lab vlan"}
+TESTS=${TESTS:-"packets; fuzz; neighbour vlan; lab vlan"}
 
 # Where cargo leaves the binary.
 BUILT=$ROOT_DIR/target/x86_64-unknown-linux-gnu/release
@@ -159,7 +159,7 @@ pack() { # VERSION
 # The files that hold the tests.
 build_tests() {
 	cargo test --no-run --release --target x86_64-unknown-linux-gnu \
-		--test packets --test neighbour --test lab --message-format json-render-diagnostics |
+		--test packets --test fuzz --test neighbour --test lab --message-format json-render-diagnostics |
 		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p'
 }
 
@@ -196,7 +196,7 @@ for version in "$@"; do
 done
 for version in "$@"; do fetch "$version"; done
 mapfile -t tests < <(build_tests)
-((${#tests[@]} == 3)) || fail "the tests were not built"
+((${#tests[@]} == 4)) || fail "the tests were not built"
 make_root "${tests[@]}"
 failed=()
 for version in "$@"; do
