@@ -24,6 +24,8 @@ prepare() {
 		mkdir /run/cgroup
 		mount --rbind /sys/fs/cgroup /run/cgroup
 	fi
+	# `ip` would take a bpffs that the new /sys hides for one that is there.
+	while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done
 	mount -t sysfs sysfs /sys
 	if [[ -d /run/cgroup ]]; then
 		mount --rbind /run/cgroup /sys/fs/cgroup

@@ -137,16 +137,6 @@ impl From<ServiceEntry> for service {
     }
 }
 
-/// The entry that leads from a VIP and protocol to the port map of this index.
-pub fn port_map_entry(vip: usize, protocol: u8, port_map: usize) -> service {
-    service {
-        vip: vip as u16 + 1,
-        protocol: protocol.into(),
-        port_map: port_map as u16,
-        ..Default::default()
-    }
-}
-
 /// A VLAN tag as a frame carries it: tag protocol identifier and control information.
 pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
     (u32::from(protocol) << 16 | u32::from(id)).to_be()

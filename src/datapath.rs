@@ -73,14 +73,16 @@ impl Datapath {
             .context("the program has no settings")?;
         rodata.hash_seed = settings.hash_seed;
         rodata.address_mask = tables.addresses.len() as u32 - 1;
-        rodata.service_mask = tables.services.len() as u32 - 1;
+        rodata.service_mask = tables.services.hashed as u32 - 1;
         rodata.bucket_mask = tables.buckets() as u32 - 1;
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
+        rodata.serves_port_ranges = (!tables.services.port_maps.is_empty()).into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
         rodata.handles_vlan = settings.handles_vlan.into();
         rodata.tags_may_hide = settings.tags_may_hide.into();
+        rodata.cpus = cpus() as u32;
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
 
         let sources = tables.source_ports.len();
@@ -88,11 +90,15 @@ impl Datapath {
         let maps = &mut open.maps;
         for (map, entries) in [
             (&mut maps.addresses, tables.addresses.len() as u32),
-            (&mut maps.services, tables.services.len() as u32),
+            (&mut maps.services, tables.services.entries.len() as u32),
+            (
+                &mut maps.port_maps,
+                tables.services.port_maps.len().max(1) as u32,
+            ),
             (&mut maps.backends, backends),
             (&mut maps.backend_counters, backends),
             (&mut maps.vips, tables.vips.len() as u32),
-            (&mut maps.maglevs, tables.service_count() as u32),
+            (&mut maps.maglevs, tables.services.count() as u32),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
             (&mut maps.buckets, tables.buckets() as u32),
             (&mut maps.ports, sources as u32),
@@ -141,11 +147,14 @@ impl Datapath {
         for index in 1..=tables.backends.len() {
             self.write_backend(tables, index)?;
         }
-        for index in 0..tables.service_count() {
+        for index in 0..tables.services.count() {
             self.write_maglev(tables, index)?;
         }
+        for (map, index) in tables.services.port_maps.iter().zip(0..) {
+            put(&self.skeleton.maps.port_maps, index, map)?;
+        }
         // These two make packets ours, so they come last.
-        for (entry, index) in tables.services.iter().zip(0..) {
+        for (entry, index) in tables.services.entries.iter().zip(0..) {
             put(&self.skeleton.maps.services, index, entry)?;
         }
         for (entry, index) in tables.addresses.iter().zip(0..) {

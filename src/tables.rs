@@ -2,6 +2,8 @@
 //! What the datapath's maps hold for a configuration: pure, so that the same
 //! configuration gives the same bytes on every host (but for the seed).
 
+mod services;
+
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
@@ -12,6 +14,7 @@ use anyhow::{Result, ensure};
 use crate::abi;
 use crate::maglev::{self, Member};
 use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service};
+pub use services::Services;
 
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
@@ -71,7 +74,7 @@ pub struct Tables {
     pub vips: Vec<IpAddr>,
     pub sources: Vec<IpAddr>,
     pub addresses: Vec<abi::address>,
-    pub services: Vec<abi::service>,
+    pub services: Services,
     pub backends: Vec<BackendTable>,
     /// Some service is of IPv6.
     pub serves_ipv6: bool,
@@ -87,8 +90,8 @@ impl Tables {
     /// a jiffy.
     ///
     /// # Errors
-    /// More than [`SOURCES_MAX`] source addresses, or two services that send
-    /// from one address with different ports.
+    /// More than [`SOURCES_MAX`] source addresses, two services that send from
+    /// one address with different ports, or hashes that collide too much.
     pub fn new(
         config: &Config,
         tick: Duration,
@@ -140,11 +143,12 @@ impl Tables {
         if source_ports.is_empty() {
             source_ports.push(first_ports.clone());
         }
+        let sources: Vec<IpAddr> = sources.into_iter().map(|(address, _)| address).collect();
         let mut tables = Tables {
             addresses: Vec::new(),
-            services: place_services(config, tick, &vips),
+            services: Services::new(config, tick, &vips, &sources)?,
             vips,
-            sources: sources.into_iter().map(|(address, _)| address).collect(),
+            sources,
             backends,
             serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
             serves_udp: config
@@ -153,12 +157,12 @@ impl Tables {
                 .any(|s| s.listen.protocol == Protocol::Udp),
             source_ports,
         };
-        tables.addresses = tables.place_addresses();
+        tables.addresses = tables.place_addresses()?;
         Ok(tables)
     }
 
     /// The hash table over VIPs and source addresses.
-    fn place_addresses(&self) -> Vec<abi::address> {
+    fn place_addresses(&self) -> Result<Vec<abi::address>> {
         let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
         for (index, vip) in self.vips.iter().enumerate() {
             roles.entry(*vip).or_default().0 = Some(index);
@@ -170,7 +174,7 @@ impl Tables {
             .into_iter()
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
-        place(&entries, abi::address_place)
+        services::place(&entries, abi::address_place)
     }
 
     /// The record of backend `index` (from 1).
@@ -240,67 +244,11 @@ impl Tables {
         let backends = self.backends.len() + 1;
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
-            + self.services.len() * size_of::<abi::service>()
+            + self.services.entries.len() * size_of::<abi::service>()
+            + self.services.port_maps.len().max(1) * size_of::<abi::port_map>()
             + self.addresses.len() * size_of::<abi::address>()
-            + self.service_count() * size_of::<abi::maglev>()
+            + self.services.count() * size_of::<abi::maglev>()
             + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
-    }
-
-    /// Services, and so Maglev tables.
-    pub fn service_count(&self) -> usize {
-        self.services
-            .iter()
-            .filter(|service| service.vip != 0)
-            .count()
-    }
-}
-
-fn place_services(config: &Config, tick: Duration, vips: &[IpAddr]) -> Vec<abi::service> {
-    let entries: Vec<abi::service> = config
-        .services
-        .iter()
-        .enumerate()
-        .map(|(index, service)| {
-            let listen = service.listen;
-            abi::ServiceEntry {
-                vip: vips
-                    .iter()
-                    .position(|vip| *vip == listen.vip)
-                    .unwrap_or_default(),
-                port: listen.port,
-                protocol: match listen.protocol {
-                    Protocol::Tcp => 6,
-                    Protocol::Udp => 17,
-                },
-                maglev: index,
-                sources: Vec::new(),
-                unanswered: abi::jiffies(service.timeouts.unanswered, tick),
-                established: abi::jiffies(service.timeouts.established, tick),
-                closing: abi::jiffies(service.timeouts.closing, tick),
-            }
-            .into()
-        })
-        .collect();
-    place(&entries, abi::service_place)
-}
-
-/// Lays entries out so that each is within [`abi::PROBES`] places of its hash,
-/// with no unused place before it: in the smallest power of two that allows it,
-/// but at least four times their number, so that a miss ends at once.
-fn place<T: Copy + Default>(entries: &[T], hash: impl Fn(&T) -> usize) -> Vec<T> {
-    let mut size = (entries.len() * 4).next_power_of_two().max(abi::PROBES * 2);
-    loop {
-        let mut table = vec![None; size];
-        let fits = entries.iter().all(|entry| {
-            let free = (0..abi::PROBES)
-                .map(|probe| (hash(entry) + probe) & (size - 1))
-                .find(|place| table[*place].is_none());
-            free.map(|place| table[place] = Some(*entry)).is_some()
-        });
-        if fits {
-            return table.into_iter().map(Option::unwrap_or_default).collect();
-        }
-        size *= 2;
     }
 }
 

@@ -49,8 +49,8 @@
 #define BUCKET_ENTRIES 14 /* with lock and version, one cache line */
 #define PROBES 4	  /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
-#define VLAN_TAGS 2	      /* of a frame: 802.1ad and 802.1Q */
-#define FRAGMENTED 8192	      /* datagrams in fragments that are remembered */
+#define VLAN_TAGS 2	    /* of a frame: 802.1ad and 802.1Q */
+#define FRAGMENTED 8192	    /* datagrams in fragments that are remembered */
 #define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */
 #define L4_OFFSET_MAX 511   /* bytes from the frame's beginning */
 #define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
@@ -73,13 +73,13 @@ enum outcome {
 	OUTCOME_REFUSED_SNAT_EXHAUSTED, /* no source port is left */
 	OUTCOME_REFUSED_LAST = OUTCOME_REFUSED_SNAT_EXHAUSTED,
 	OUTCOME_TIME_EXCEEDED, /* its time to live ran out, and ICMP told so */
-	OUTCOME_ICMP_ERROR, /* about a flow, to the end that can act on it */
-	OUTCOME_ECHO_REPLY, /* for a VIP that the host does not own */
+	OUTCOME_ICMP_ERROR,    /* about a flow, to the end that can act on it */
+	OUTCOME_ECHO_REPLY,    /* for a VIP that the host does not own */
 	OUTCOME_SENT_LAST = OUTCOME_ECHO_REPLY,
 	OUTCOME_DROPPED_MALFORMED, /* headers or lengths that contradict the frame */
-	OUTCOME_DROPPED_FRAGMENT,   /* a later one, its first not seen */
-	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often */
-	OUTCOME_DROPPED_NO_FLOW,    /* a RST of no flow: never answered */
+	OUTCOME_DROPPED_FRAGMENT, /* a later one, its first did not go on or was not seen */
+	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often or may not */
+	OUTCOME_DROPPED_NO_FLOW,      /* a RST of no flow: never answered */
 	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
 	OUTCOME_DROPPED_RACE,	 /* another CPU began the same flow just now */
 	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
@@ -135,8 +135,9 @@ struct port_map {
 /* A backend of one service; index 0 is no backend. */
 struct backend {
 	__be32 address[4];
-	__be32 tags[VLAN_TAGS]; /* of the VLAN it is in, outermost first; 0: none */
-	__be16 port; /* 0: the port that the client connects to */
+	__be32 tags
+		[VLAN_TAGS]; /* of the VLAN it is in, outermost first; 0: none */
+	__be16 port;	     /* 0: the port that the client connects to */
 	__u16 source; /* index into sources: the address it is reached from */
 	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
 	__u8 reachable;	    /* the MAC is known */
@@ -220,8 +221,8 @@ struct ports {
 	__u32 unconfirmed_max;
 	__u32 begun_head;
 	__u32 begun_tail;
-	__u64 evicted; /* flows that made room */
-	__u16 port[PORTS]; /* waiting for use; host order */
+	__u64 evicted;	    /* flows that made room */
+	__u16 port[PORTS];  /* waiting for use; host order */
 	__u16 begun[PORTS]; /* in the order of their flows' begin */
 };
 

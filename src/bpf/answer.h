@@ -8,18 +8,7 @@
 #ifndef __XDP_PROXY_ANSWER_H__
 #define __XDP_PROXY_ANSWER_H__
 
-#include "forward.h"
-
-#define ANSWER_TTL 64
-
-#define ICMP_DEST_UNREACH 3
-#define ICMP_PORT_UNREACH 3
-#define ICMP_TIME_EXCEEDED 11
-#define IPPROTO_ICMP 1
-#define ICMPV6_DEST_UNREACH 1
-#define ICMPV6_PORT_UNREACH 4
-#define ICMPV6_TIME_EXCEED 3
-#define IPPROTO_ICMPV6 58
+#include "icmp.h"
 
 /* Of the packet in question, what an ICMP error quotes of its payload. */
 #define QUOTED_BYTES_MAX 64
@@ -44,15 +33,6 @@ static __always_inline bool may_send_icmp(void)
 	return true;
 }
 
-static __always_inline void swap_macs(struct ethhdr *eth)
-{
-	__u8 mac[ETH_ALEN];
-
-	copy_mac(mac, eth->h_source);
-	copy_mac(eth->h_source, eth->h_dest);
-	copy_mac(eth->h_dest, mac);
-}
-
 /* An IPv4 header without options. */
 static __always_inline void write_ipv4(struct iphdr *ip,
 				       const struct packet *packet,
@@ -65,7 +45,7 @@ static __always_inline void write_ipv4(struct iphdr *ip,
 	ip->tot_len = bpf_htons(bytes);
 	ip->id = 0;
 	ip->frag_off = bpf_htons(IP_DF);
-	ip->ttl = ANSWER_TTL;
+	ip->ttl = HOST_TTL;
 	ip->protocol = protocol;
 	ip->check = 0;
 	ip->saddr = packet->to[0];
@@ -83,7 +63,7 @@ static __always_inline void write_ipv6(struct ipv6hdr *ipv6,
 	*(__be32 *)ipv6 = bpf_htonl(6 << 28);
 	ipv6->payload_len = bpf_htons(payload_bytes);
 	ipv6->nexthdr = next_header;
-	ipv6->hop_limit = ANSWER_TTL;
+	ipv6->hop_limit = HOST_TTL;
 	copy_address(ipv6->saddr.in6_u.u6_addr32, packet->to);
 	copy_address(ipv6->daddr.in6_u.u6_addr32, packet->from);
 }
@@ -111,7 +91,7 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 	checksum = checksum_at(ctx, packet);
 	if (!checksum)
 		return OUTCOME_DROPPED_NO_ROOM;
-	if (partial_checksums && !complete_checksums)
+	if (partial_checksums && !complete_checksums && !packet->fragment)
 		kind = checksum_kind(ctx, packet, *checksum, NULL,
 				     &segment_sum);
 	flags = packet->flags;
@@ -133,13 +113,13 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 			(__u32)(__u16)~ip->tot_len + total + (__u16)~ip->id +
 				(__u16)~ip->frag_off + bpf_htons(IP_DF) +
 				(__u16)~bpf_htons(ip->ttl << 8) +
-				bpf_htons(ANSWER_TTL << 8));
+				bpf_htons(HOST_TTL << 8));
 		ip->saddr = packet->to[0];
 		ip->daddr = packet->from[0];
 		ip->tot_len = total;
 		ip->id = 0;
 		ip->frag_off = bpf_htons(IP_DF);
-		ip->ttl = ANSWER_TTL;
+		ip->ttl = HOST_TTL;
 	} else {
 		struct ipv6hdr *ipv6 =
 			frame_at(ctx, packet->l3_offset, sizeof(*ipv6));
@@ -149,7 +129,7 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 		copy_address(ipv6->saddr.in6_u.u6_addr32, packet->to);
 		copy_address(ipv6->daddr.in6_u.u6_addr32, packet->from);
 		ipv6->payload_len = bpf_htons(bpf_ntohs(total) - sizeof(*ipv6));
-		ipv6->hop_limit = ANSWER_TTL;
+		ipv6->hop_limit = HOST_TTL;
 	}
 
 	tcp = frame_at(ctx, packet->l4_offset, sizeof(*tcp));
@@ -198,10 +178,10 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	const __u16 *checksum;
 	struct icmphdr *icmp;
 	struct ethhdr *eth;
-	__u8 macs[2 * ETH_ALEN];
+	__u8 macs[MACS_BYTES];
 	__u64 sum = 0;
 
-	if (!packet || !may_send_icmp())
+	if (!packet || !is_from_host(packet) || !may_send_icmp())
 		return OUTCOME_DROPPED_ICMP_LIMIT;
 	checksum = checksum_at(ctx, packet);
 	eth = frame_at(ctx, 0, sizeof(*eth));
@@ -214,7 +194,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	quoted = l4_bytes(packet);
 	if (quoted > QUOTED_BYTES_MAX)
 		quoted = QUOTED_BYTES_MAX;
-	if (partial_checksums && !complete_checksums &&
+	if (partial_checksums && !complete_checksums && !packet->fragment &&
 	    checksum_kind(ctx, packet, old, NULL, &segment_sum) ==
 		    CHECKSUM_PARTIAL)
 		completed = ~fold(sum_segment(ctx, packet->l4_offset, quoted));
@@ -230,31 +210,42 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 		headers = sizeof(struct ipv6hdr);
 	if (bpf_xdp_adjust_head(ctx, -(int)(headers + sizeof(*icmp))))
 		return OUTCOME_DROPPED_NO_ROOM;
-	eth = frame_at(ctx, 0, sizeof(*eth) + sizeof(struct ipv6hdr));
-	icmp = frame_at(ctx, sizeof(*eth) + headers, sizeof(*icmp));
-	if (!eth || !icmp)
+	eth = frame_at(ctx, 0, sizeof(*eth));
+	if (!eth)
 		return OUTCOME_DROPPED_NO_ROOM;
 	copy_mac(eth->h_dest, macs);
 	copy_mac(eth->h_source, macs + ETH_ALEN);
+	if (!write_tags(ctx, packet->tags,
+			bpf_htons(is_ipv6(packet) ? ETH_P_IPV6 : ETH_P_IP)))
+		return OUTCOME_DROPPED_NO_ROOM;
 	if (!is_ipv6(packet)) {
-		eth->h_proto = bpf_htons(ETH_P_IP);
-		write_ipv4((void *)(eth + 1), packet, IPPROTO_ICMP,
-			   headers + icmp_bytes);
+		struct iphdr *ip =
+			frame_at(ctx, packet->l3_offset, sizeof(*ip));
+
+		if (!ip)
+			return OUTCOME_DROPPED_NO_ROOM;
+		write_ipv4(ip, packet, IPPROTO_ICMP, headers + icmp_bytes);
 	} else {
-		eth->h_proto = bpf_htons(ETH_P_IPV6);
-		write_ipv6((void *)(eth + 1), packet, IPPROTO_ICMPV6,
-			   icmp_bytes);
+		struct ipv6hdr *ipv6 =
+			frame_at(ctx, packet->l3_offset, sizeof(*ipv6));
+
+		if (!ipv6)
+			return OUTCOME_DROPPED_NO_ROOM;
+		write_ipv6(ipv6, packet, IPPROTO_ICMPV6, icmp_bytes);
 		sum = address_sum(packet->from) + address_sum(packet->to) +
 		      bpf_htons(IPPROTO_ICMPV6) + bpf_htons(icmp_bytes);
 	}
+	icmp = frame_at(ctx, packet->l3_offset + headers, sizeof(*icmp));
+	if (!icmp)
+		return OUTCOME_DROPPED_NO_ROOM;
 	((__be32 *)icmp)[0] = 0;
 	((__be32 *)icmp)[1] = 0;
 	icmp->type = type;
 	icmp->code = code;
-	sum += sum_segment(ctx, sizeof(*eth) + headers, icmp_bytes);
+	sum += sum_segment(ctx, packet->l3_offset + headers, icmp_bytes);
 	sum += (__u16)~old + completed;
 	/* The call made the verifier forget what it knew of the frame. */
-	icmp = frame_at(ctx, sizeof(*eth) + headers, sizeof(*icmp));
+	icmp = frame_at(ctx, packet->l3_offset + headers, sizeof(*icmp));
 	if (!icmp)
 		return OUTCOME_DROPPED_NO_ROOM;
 	icmp->checksum = ~fold(sum);
@@ -267,17 +258,25 @@ answer(struct xdp_md *ctx, const struct packet *packet, enum outcome outcome)
 {
 	bool v6 = is_ipv6(packet);
 
-	if (outcome == OUTCOME_TIME_EXCEEDED)
+	if (outcome == OUTCOME_TIME_EXCEEDED) {
+		/* No error about an error, nor about a later fragment. */
+		if (is_icmp(packet) || packet->fragment == FRAGMENT_LATER)
+			return OUTCOME_DROPPED_ICMP_LIMIT;
 		return answer_icmp(ctx,
 				   v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED,
 				   0, outcome);
+	}
 	if (outcome < OUTCOME_REFUSED_NO_FLOW || outcome > OUTCOME_REFUSED_LAST)
 		return outcome;
-	if (!is_udp(packet))
-		return answer_tcp(ctx, outcome);
-	return answer_icmp(ctx, v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH,
-			   v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH,
-			   outcome);
+	if (is_udp(packet))
+		return answer_icmp(
+			ctx, v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH,
+			v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH, outcome);
+	/* A header of IPv6 says that it is a fragment, and would in the RST. */
+	if (packet->fragment)
+		return OUTCOME_DROPPED_FRAGMENT;
+	return is_from_host(packet) ? answer_tcp(ctx, outcome) :
+				      OUTCOME_DROPPED_MALFORMED;
 }
 
 #endif /* __XDP_PROXY_ANSWER_H__ */

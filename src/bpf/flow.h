@@ -33,9 +33,9 @@ static __always_inline void set_deltas(struct flow *flow,
 
 	flow->address_delta = fold((__u16)~old_addresses + address_sum(source) +
 				   address_sum(backend->address));
-	flow->port_delta =
-		fold((__u32)(__u16)~packet->source_port +
-		     (__u16)~packet->dest_port + source_port + backend->port);
+	flow->port_delta = fold((__u32)(__u16)~packet->source_port +
+				(__u16)~packet->dest_port + source_port +
+				backend_port(backend, flow));
 }
 
 /*
@@ -159,7 +159,8 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 			return outcome;
 	}
 	if (opens)
-		return begin_flow();
+		return is_from_host(packet) ? begin_flow() :
+					      OUTCOME_DROPPED_MALFORMED;
 	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
 				 OUTCOME_REFUSED_NO_FLOW;
 }

@@ -7,20 +7,7 @@
 #define __XDP_PROXY_FORWARD_H__
 
 #include "flow.h"
-
-static __always_inline void copy_mac(__u8 *to, const __u8 *from)
-{
-	((__u16 *)to)[0] = ((const __u16 *)from)[0];
-	((__u16 *)to)[1] = ((const __u16 *)from)[1];
-	((__u16 *)to)[2] = ((const __u16 *)from)[2];
-}
-
-static __always_inline bool same_mac(const __u8 *one, const __u8 *other)
-{
-	return ((const __u16 *)one)[0] == ((const __u16 *)other)[0] &&
-	       ((const __u16 *)one)[1] == ((const __u16 *)other)[1] &&
-	       ((const __u16 *)one)[2] == ((const __u16 *)other)[2];
-}
+#include "link.h"
 
 /* RFC 768: a sum of 0 means that there is none. */
 static __always_inline __u16 for_protocol(const struct packet *packet,
@@ -40,7 +27,8 @@ static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 
 	if (is_udp(packet) && !checksum)
 		return 0;
-	if (!partial_checksums ||
+	/* The kernel completes a sum before it fragments the packet. */
+	if (!partial_checksums || packet->fragment ||
 	    checksum_kind(ctx, packet, checksum, &flow->partial,
 			  &segment_sum) == CHECKSUM_COMPLETE)
 		return for_protocol(packet, update_checksum(checksum, delta));
@@ -52,6 +40,7 @@ static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 /* A packet's new ends, and what they add to its one's-complement sum. */
 struct rewrite {
 	const __u8 *mac; /* of the next hop */
+	const __be32 *tags;
 	const __be32 *from;
 	const __be32 *to;
 	__be16 source_port;
@@ -60,14 +49,55 @@ struct rewrite {
 	__u16 port_delta;
 };
 
-/* Both addresses and ports, one hop further, in place. */
-static __always_inline bool rewrite_packet(struct xdp_md *ctx,
-					   const struct packet *packet,
-					   struct flow *flow,
-					   const struct rewrite *new)
+/* The ends of what goes to the flow's backend; false: it can't be reached. */
+static __always_inline bool towards_backend(const struct packet *packet,
+					    const struct flow *flow,
+					    struct rewrite *new)
+{
+	__u32 source = packet->slot >> PORT_BITS, index = flow->backend;
+	const struct ip_address *address =
+		bpf_map_lookup_elem(&sources, &source);
+	const struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	if (!address || !backend || !backend->reachable)
+		return false;
+	new->mac = backend->mac;
+	new->tags = backend->tags;
+	new->from = address->address;
+	new->to = backend->address;
+	new->source_port = bpf_htons(packet->slot % PORTS);
+	new->dest_port = backend_port(backend, flow);
+	new->address_delta = flow->address_delta;
+	new->port_delta = flow->port_delta;
+	return true;
+}
+
+/* The ends of what goes to the flow's client. */
+static __always_inline bool towards_client(const struct flow *flow,
+					   struct rewrite *new)
+{
+	__u32 vip = flow->vip - 1;
+	const struct ip_address *address = bpf_map_lookup_elem(&vips, &vip);
+
+	if (!address)
+		return false;
+	new->mac = flow->client_mac;
+	new->tags = flow->client_tags;
+	new->from = address->address;
+	new->to = flow->client;
+	new->source_port = flow->service_port;
+	new->dest_port = flow->client_port;
+	new->address_delta = ~flow->address_delta;
+	new->port_delta = ~flow->port_delta;
+	return true;
+}
+
+static __always_inline bool rewrite_l4(struct xdp_md *ctx,
+				       const struct packet *packet,
+				       struct flow *flow,
+				       const struct rewrite *new)
 {
 	__u16 *old_checksum = checksum_at(ctx, packet), checksum;
-	struct ethhdr *eth;
 	__be16 *l4_ports;
 
 	if (!old_checksum)
@@ -77,21 +107,36 @@ static __always_inline bool rewrite_packet(struct xdp_md *ctx,
 	/* A call made the verifier forget what it knew of the frame. */
 	old_checksum = checksum_at(ctx, packet);
 	l4_ports = frame_at(ctx, packet->l4_offset, 4);
-	eth = frame_at(ctx, 0, sizeof(*eth));
-	if (!old_checksum || !l4_ports || !eth)
+	if (!old_checksum || !l4_ports)
 		return false;
+	*old_checksum = checksum;
+	l4_ports[0] = new->source_port;
+	l4_ports[1] = new->dest_port;
+	return true;
+}
+
+/* Both addresses, one hop further; a fragment gets an identification of ours. */
+static __always_inline bool rewrite_l3(struct xdp_md *ctx,
+				       const struct packet *packet,
+				       const __be32 *from, const __be32 *to,
+				       __u16 address_delta)
+{
+	__u32 delta = (__u32)address_delta + bpf_htons(0xfeff);
+
 	if (!is_ipv6(packet)) {
 		struct iphdr *ip =
 			frame_at(ctx, packet->l3_offset, sizeof(*ip));
 
 		if (!ip)
 			return false;
+		if (packet->fragment) {
+			delta += (__u16)~ip->id + (__u16)packet->new_id;
+			ip->id = packet->new_id;
+		}
 		ip->ttl--;
-		ip->check =
-			update_checksum(ip->check, (__u32) new->address_delta +
-							   bpf_htons(0xfeff));
-		ip->saddr = new->from[0];
-		ip->daddr = new->to[0];
+		ip->check = update_checksum(ip->check, delta);
+		ip->saddr = from[0];
+		ip->daddr = to[0];
 	} else {
 		struct ipv6hdr *ipv6 =
 			frame_at(ctx, packet->l3_offset, sizeof(*ipv6));
@@ -99,69 +144,63 @@ static __always_inline bool rewrite_packet(struct xdp_md *ctx,
 		if (!ipv6)
 			return false;
 		ipv6->hop_limit--;
-		copy_address(ipv6->saddr.in6_u.u6_addr32, new->from);
-		copy_address(ipv6->daddr.in6_u.u6_addr32, new->to);
+		copy_address(ipv6->saddr.in6_u.u6_addr32, from);
+		copy_address(ipv6->daddr.in6_u.u6_addr32, to);
+		if (packet->fragment) {
+			__be32 *header =
+				frame_at(ctx, packet->fragment_offset, 8);
+
+			if (!header)
+				return false;
+			header[1] = packet->new_id;
+		}
 	}
-	*old_checksum = checksum;
-	l4_ports[0] = new->source_port;
-	l4_ports[1] = new->dest_port;
-	copy_mac(eth->h_source, eth->h_dest);
-	copy_mac(eth->h_dest, new->mac);
 	return true;
+}
+
+/* Both addresses and ports, one hop further, in place. */
+static __always_inline bool rewrite_packet(struct xdp_md *ctx,
+					   struct packet *packet,
+					   struct flow *flow,
+					   const struct rewrite *new)
+{
+	if (packet->fragment != FRAGMENT_LATER &&
+	    !rewrite_l4(ctx, packet, flow, new))
+		return false;
+	return rewrite_l3(ctx, packet, new->from, new->to,
+			  new->address_delta) &&
+	       rewrite_link(ctx, packet, new->mac, new->tags);
 }
 
 static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 						   struct packet *packet)
 {
 	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
-	__u32 source = packet->slot >> PORT_BITS, index;
 	struct flow *flow = flow_at(packet->slot);
-	const struct ip_address *address =
-		bpf_map_lookup_elem(&sources, &source);
-	const struct backend *backend;
 	struct rewrite new;
 
-	if (!flow || !address || !eth)
+	if (!flow || !eth || !towards_backend(packet, flow, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
-	index = flow->backend;
-	backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || !backend->reachable)
-		return OUTCOME_DROPPED_NO_NEIGHBOUR;
-	packet->backend = index;
+	packet->backend = flow->backend;
 	track_flow(packet, flow);
 	/* Replies go back to where the flow's packets come from. */
 	if (!same_mac(flow->client_mac, eth->h_source))
 		copy_mac(flow->client_mac, eth->h_source);
-	new.mac = backend->mac;
-	new.from = address->address;
-	new.to = backend->address;
-	new.source_port = bpf_htons(packet->slot % PORTS);
-	new.dest_port = backend->port;
-	new.address_delta = flow->address_delta;
-	new.port_delta = flow->port_delta;
+	if (handles_vlan && !same_tags(flow->client_tags, packet->tags))
+		copy_tags(flow->client_tags, packet->tags);
 	return rewrite_packet(ctx, packet, flow, &new) ?
 		       OUTCOME_FORWARDED :
 		       OUTCOME_DROPPED_MALFORMED;
 }
 
-static __always_inline enum outcome return_packet(struct xdp_md *ctx,
-						  const struct packet *packet,
-						  struct flow *flow)
+static __always_inline enum outcome
+return_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 {
-	__u32 vip = flow->vip - 1;
-	const struct ip_address *address = bpf_map_lookup_elem(&vips, &vip);
 	struct rewrite new;
 
-	if (!address)
+	if (!towards_client(flow, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	track_flow(packet, flow);
-	new.mac = flow->client_mac;
-	new.from = address->address;
-	new.to = flow->client;
-	new.source_port = flow->service_port;
-	new.dest_port = flow->client_port;
-	new.address_delta = ~flow->address_delta;
-	new.port_delta = ~flow->port_delta;
 	return rewrite_packet(ctx, packet, flow, &new) ?
 		       OUTCOME_RETURNED :
 		       OUTCOME_DROPPED_MALFORMED;

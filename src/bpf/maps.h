@@ -15,6 +15,7 @@
 #include <stddef.h>
 
 #define BPF_F_MMAPABLE (1U << 10)
+#define BPF_ANY 0
 
 /* Settings that never change while the program is loaded. */
 const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
@@ -24,6 +25,7 @@ const volatile __u32 bucket_mask = 0;
 /* What no service is of costs nothing: the verifier cuts it out. */
 const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
+const volatile __u8 serves_port_ranges = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
@@ -38,6 +40,7 @@ const volatile __u8 handles_vlan = 0;
 const volatile __u8 tags_may_hide = 0;
 /* Jiffies that the decision on a first fragment is kept for the others. */
 const volatile __u32 fragment_life = 0;
+const volatile __u32 cpus = 1; /* CPUs that there can be */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;

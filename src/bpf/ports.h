@@ -42,8 +42,8 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 		return;
 	bpf_spin_lock(&queue->lock);
 	unconfirmed = flow->state == FLOW_UNCONFIRMED;
-	retires = !flow->retired && flow->hash == hash &&
-		  (unconfirmed || !evict);
+	retires =
+		!flow->retired && flow->hash == hash && (unconfirmed || !evict);
 	if (retires) {
 		backend = flow->backend;
 		flow->retired = true;
@@ -156,36 +156,32 @@ static __always_inline __u32 take_port(__u32 source)
 }
 
 /*
- * Where the unconfirmed flows have all of their share, the oldest makes room.
- * The list of flows in the order of their begin is tidied only here: most of
- * what it names is confirmed or gone.
+ * Where the unconfirmed flows have all of their share, takes the next flow off
+ * the list of those that began, and ends it if it is still unconfirmed: the
+ * oldest makes room. False: there is room, or nothing to take.
  */
-static __always_inline void make_room(__u32 source)
+__noinline int make_room(__u32 source)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
+	__u32 slot, hash, port = 0;
+	struct flow *flow;
 
 	if (!queue)
-		return;
-	for (int i = 0; i < EVICT_TRIES; i++) {
-		struct flow *flow;
-		__u32 port = 0, hash;
-
-		bpf_spin_lock(&queue->lock);
-		if (queue->unconfirmed >= queue->unconfirmed_max &&
-		    queue->begun_head != queue->begun_tail)
-			port = queue->begun[queue->begun_head++ % PORTS];
-		bpf_spin_unlock(&queue->lock);
-		if (!port)
-			return;
-		flow = flow_at(source << PORT_BITS | port);
-		if (!flow)
-			return;
-		hash = *(const volatile __u32 *)&flow->hash;
-		barrier();
-		if (flow->family && flow->state == FLOW_UNCONFIRMED)
-			retire_flow(flow, source << PORT_BITS | port, hash,
-				    true);
-	}
+		return false;
+	bpf_spin_lock(&queue->lock);
+	if (queue->unconfirmed >= queue->unconfirmed_max &&
+	    queue->begun_head != queue->begun_tail)
+		port = queue->begun[queue->begun_head++ % PORTS];
+	bpf_spin_unlock(&queue->lock);
+	slot = source << PORT_BITS | port;
+	flow = flow_at(slot);
+	if (!port || !flow)
+		return false;
+	hash = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	if (flow->family && flow->state == FLOW_UNCONFIRMED)
+		retire_flow(flow, slot, hash, true);
+	return true;
 }
 
 /*
@@ -196,7 +192,9 @@ __noinline int reserve_port(__u32 source, bool pressed)
 {
 	__u32 port;
 
-	make_room(source);
+	for (int i = 0; i < EVICT_TRIES; i++)
+		if (!make_room(source))
+			break;
 	if (pressed)
 		sweep(source, SWEEP_SHORT, true);
 	port = take_port(source);

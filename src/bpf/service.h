@@ -2,7 +2,8 @@
 /*
  * Which address and which service a packet is for. Both tables are laid out by
  * userspace (src/abi.rs computes the same hashes) so that PROBES places are
- * enough; mostly the first one tells.
+ * enough; mostly the first one tells. A service on several ports stands behind
+ * the hash table, and is found by its VIP's port map: after those on one port.
  */
 #ifndef __XDP_PROXY_SERVICE_H__
 #define __XDP_PROXY_SERVICE_H__
@@ -51,36 +52,67 @@ static __always_inline enum outcome find_address(struct packet *packet)
 		    same_address(address->address, packet->to)) {
 			packet->vip = address->vip;
 			packet->source = address->source;
+			packet->answers_echo = address->answers_echo;
 			return OUTCOME_NEXT;
 		}
 	}
 	return OUTCOME_PASSED;
 }
 
-/* Sets service; passes what is for no service of the VIP. */
-static __always_inline enum outcome find_service(struct packet *packet)
+/* The entry of a port of the packet's VIP and protocol, and its place. */
+static __always_inline const struct service *
+service_at(const struct packet *packet, __be16 port, __u32 *place)
 {
-	__u32 place = place_hash((__u64)packet->vip << 32 |
-				 packet->protocol << 16 | packet->dest_port);
+	__u32 hash = place_hash((__u64)packet->vip << 32 |
+				packet->protocol << 16 | port);
 
-	if (!packet->vip)
-		return OUTCOME_PASSED;
 #pragma unroll
-	for (int i = 0; i < PROBES; i++, place++) {
-		__u32 key = place & service_mask;
+	for (int i = 0; i < PROBES; i++, hash++) {
+		__u32 key = hash & service_mask;
 		const struct service *service =
 			bpf_map_lookup_elem(&services, &key);
 
 		if (!service || !service->vip)
 			break;
-		if (service->vip == packet->vip &&
-		    service->port == packet->dest_port &&
+		if (service->vip == packet->vip && service->port == port &&
 		    service->protocol == packet->protocol) {
-			packet->service = key;
-			return OUTCOME_NEXT;
+			*place = key;
+			return service;
 		}
 	}
-	return OUTCOME_PASSED;
+	return NULL;
+}
+
+/* The place of the service that has the packet's port among others; 0: none. */
+static __always_inline __u32 place_in_port_map(const struct packet *packet)
+{
+	const struct port_map *map;
+	const struct service *entry;
+	__u32 place, index;
+
+	entry = service_at(packet, 0, &place);
+	if (!entry)
+		return 0;
+	index = entry->port_map;
+	map = bpf_map_lookup_elem(&port_maps, &index);
+	return map ? map->service[bpf_ntohs(packet->dest_port)] : 0;
+}
+
+/* Sets service; passes what is for no service of the VIP. */
+static __always_inline enum outcome find_service(struct packet *packet)
+{
+	__u32 place;
+
+	/* Port 0 is nobody's: its entry leads to a port map. */
+	if (!packet->vip || !packet->dest_port)
+		return OUTCOME_PASSED;
+	if (!service_at(packet, packet->dest_port, &place)) {
+		place = serves_port_ranges ? place_in_port_map(packet) : 0;
+		if (!place)
+			return OUTCOME_PASSED;
+	}
+	packet->service = place;
+	return OUTCOME_NEXT;
 }
 
 #endif /* __XDP_PROXY_SERVICE_H__ */

@@ -92,6 +92,15 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet)
 	return NULL;
 }
 
+/* The port that the flow's packets reach the backend on. */
+static __always_inline __be16 backend_port(const struct backend *backend,
+					   const struct flow *flow)
+{
+	if (serves_port_ranges && !backend->port)
+		return flow->service_port;
+	return backend->port;
+}
+
 /* The flow of a packet that a backend sent: its port is the flow's slot. */
 static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 {
@@ -114,7 +123,7 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 		return NULL;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || backend->port != packet->source_port ||
+	if (!backend || backend_port(backend, flow) != packet->source_port ||
 	    !same_address(backend->address, packet->from) || is_over(flow))
 		return NULL;
 	packet->slot = slot;

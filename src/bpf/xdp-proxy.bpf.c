@@ -26,18 +26,13 @@ from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 	return outcome ? outcome : forward_packet(ctx, packet);
 }
 
-static __always_inline enum outcome walk(struct xdp_md *ctx,
-					 struct packet *packet)
+/* A packet that has ports, to an address of ours. */
+static __always_inline enum outcome find_flow(struct xdp_md *ctx,
+					      struct packet *packet)
 {
-	enum outcome outcome;
+	enum outcome outcome = OUTCOME_NEXT;
 	struct flow *flow;
 
-	outcome = parse_packet(ctx, packet);
-	if (outcome)
-		return outcome;
-	outcome = find_address(packet);
-	if (outcome)
-		return outcome;
 	flow = find_flow_of_backend(packet);
 	if (flow)
 		return from_backend(ctx, packet, flow);
@@ -48,16 +43,38 @@ static __always_inline enum outcome walk(struct xdp_md *ctx,
 	return outcome ? outcome : from_client(ctx, packet, flow);
 }
 
+static __always_inline enum outcome walk(struct xdp_md *ctx,
+					 struct packet *packet)
+{
+	enum outcome outcome;
+
+	outcome = parse_packet(ctx, packet);
+	if (outcome)
+		return outcome;
+	outcome = find_address(packet);
+	if (outcome)
+		return outcome;
+	if (is_icmp(packet))
+		return receive_icmp(ctx);
+	if (packet->fragment == FRAGMENT_LATER)
+		return follow_fragment(ctx);
+	outcome = find_flow(ctx, packet);
+	return packet->fragment ? remember_fragment(outcome) : outcome;
+}
+
 SEC("xdp")
 int xdp_proxy(struct xdp_md *ctx)
 {
 	struct packet *packet = packet_at_hand();
-	enum outcome outcome;
 
 	if (!packet)
 		return XDP_PASS;
-	outcome = walk(ctx, packet);
-	return account(packet, answer(ctx, packet, outcome));
+	/* Noted in the map, so that the verifier walks what follows once. */
+	packet->outcome = walk(ctx, packet);
+	barrier();
+	packet->outcome = answer(ctx, packet, packet->outcome);
+	barrier();
+	return account(packet, packet->outcome);
 }
 
 /* Run by userspace now and then, never attached: ends flows in silence. */

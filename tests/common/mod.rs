@@ -4,6 +4,8 @@
 
 pub mod case;
 pub mod connection;
+pub mod dns;
+pub mod echo;
 pub mod exchange;
 pub mod frame;
 pub mod frames;
@@ -12,6 +14,7 @@ pub mod icmp;
 pub mod lab;
 pub mod random;
 pub mod rig;
+pub mod wire;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
 /// where skipping is not allowed (`REQUIRE_ROOT_TESTS=1`).

@@ -6,14 +6,22 @@
 mod common;
 
 mod accounting;
+mod any_port;
 mod attach;
+mod diagnosis;
 mod errors;
+mod flood;
+mod fragments;
 mod host;
+mod ipv6;
 mod lifecycle;
+mod path_mtu;
 mod paths;
 mod ports;
+mod sources;
 mod spread;
 mod traffic;
+mod udp;
 
 use common::lab::Lab;
 

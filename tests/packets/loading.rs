@@ -31,6 +31,7 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.bucket_mask = 1;
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
+    rodata.serves_port_ranges = (!tables.services.port_maps.is_empty()).into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
     let program = &mut open.progs.xdp_proxy;
@@ -62,6 +63,10 @@ fn the_verifier_walks_few_instructions_whatever_the_settings() {
         &["10.0.0.5:80/udp"],
         &["[fd00::5]:80"],
         &["10.0.0.5:80/udp", "[fd00::5]:80"],
+        &["10.0.0.5:*"],
+        &["10.0.0.5:*/udp"],
+        &["[fd00::5]:*"],
+        &["10.0.0.5:*/udp", "[fd00::5]:80"],
     ] {
         for partial_checksums in [false, true] {
             for complete_checksums in [false, true] {
@@ -84,9 +89,9 @@ fn verified_instructions(listens: &[&str], settings: Settings) {
         .iter()
         .map(|listen| {
             let backend = if listen.starts_with('[') {
-                "[fd00::2]:80"
+                "fd00::2"
             } else {
-                "10.0.0.2:80"
+                "10.0.0.2"
             };
             service(listen, &[(backend, 1)])
         })

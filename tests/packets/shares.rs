@@ -38,7 +38,9 @@ fn shares_of_20000_random_clients_are_within_3_percent_of_the_weights() {
         let rig = Rig::new(&config(vec![weighted(weights)]), WHOLE);
         let mut random = Random(3);
         for _ in 0..clients {
-            let client = SocketAddrV4::new((random.word() as u32).into(), random.word() as u16 | 1);
+            // A host's address: none of 0/8, 127/8 and 224/3.
+            let ip = 1 << 24 | random.word() as u32 & 0x3fff_ffff;
+            let client = SocketAddrV4::new(ip.into(), random.word() as u16 | 1);
             assert!(Connection::between(&rig, client, service_address()).try_syn());
         }
         let total: u16 = weights.iter().sum();
