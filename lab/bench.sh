@@ -4,7 +4,7 @@
 # requests/s beside the rivals, memory and start-up time. It makes a lab of
 # namespaces of its own, which vanishes with it. docs/benchmark.md explains it.
 #
-# Usage: [QUICK=1] [ROUNDS=5] [ROUND_SECONDS=3] [CONNECTIONS=100]
+# Usage: [QUICK=1] [CASES=WORDS] [ROUNDS=5] [ROUND_SECONDS=3] [CONNECTIONS=100]
 #            lab/bench.sh [packets | live | requests | host]...
 #        lab/bench.sh guard | report FILE
 set -euo pipefail
@@ -23,6 +23,6 @@ bench=$(build)
 [[ -x $bench ]] || fail "the benchmark was not built"
 if [[ $EUID -eq 0 ]]; then exec "$bench" "$@"; fi
 sudo -n true 2>/dev/null || fail "the benchmark needs root: type 'sudo -v' first"
-exec sudo -n env "PATH=$PATH" "QUICK=${QUICK:-}" "ROUNDS=${ROUNDS:-}" \
+exec sudo -n env "PATH=$PATH" "QUICK=${QUICK:-}" "CASES=${CASES:-}" "ROUNDS=${ROUNDS:-}" \
 	"ROUND_SECONDS=${ROUND_SECONDS:-}" "CONNECTIONS=${CONNECTIONS:-}" \
 	${given:+"BINARY=$given"} "$bench" "$@"

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use anyhow::Result;
-use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath::{Hook, Settings};
 use xdp_proxy::service::{Protocol, Service};
 
@@ -32,6 +32,21 @@ const V6: Kind = Kind {
     v6: true,
     ..SEGMENT
 };
+
+const VLAN: u16 = 100;
+const VLAN_HANDLED: Settings = Settings {
+    handles_vlan: true,
+    ..WHOLE
+};
+
+/// Clients and backends are in one VLAN, so that frames keep their length.
+fn vlan_rig() -> Rc<Rig> {
+    let mut tables = tables(&config(two()));
+    for backend in &mut tables.backends {
+        backend.path.tags[0] = abi::vlan_tag(0x8100, VLAN);
+    }
+    Rc::new(Rig::with_tables(tables, VLAN_HANDLED))
+}
 
 fn backend(number: usize) -> String {
     let [high, low] = (number as u16).to_be_bytes();
@@ -210,9 +225,9 @@ fn features() -> Result<Vec<Case>> {
         payload_bytes: 1448,
         ..partial
     };
-    let vlan = Settings {
-        handles_vlan: true,
-        ..WHOLE
+    let tagged = Kind {
+        vlan: Some(VLAN),
+        ..SEGMENT
     };
     let mut both = two();
     both.push(service("[fd00::5]:80", &[("[fd00::2]:80", 1)]));
@@ -220,14 +235,17 @@ fn features() -> Result<Vec<Case>> {
 
     let generic = with_a_flow(two(), GENERIC, SEGMENT)?;
     let native = with_a_flow(two(), NATIVE, SEGMENT)?;
-    let vlan = with_a_flow(two(), vlan, SEGMENT)?;
+    let vlan = vlan_rig();
+    establish(&vlan, tagged, 1)?;
+    let untagged = with_a_flow(two(), VLAN_HANDLED, SEGMENT)?;
     let both = with_a_flow(both, WHOLE, SEGMENT)?;
     let case = |name: &str, rig: &Rc<Rig>, kind: Kind| {
         Case::new(name, rig, kind.from_clients(1), FORWARDED)
     };
     Ok(vec![
         case("IPv6 and UDP served as well", &both, SEGMENT),
-        case("VLAN handled, no tag", &vlan, SEGMENT),
+        case("VLAN handled, a tag", &vlan, tagged),
+        case("VLAN handled, no tag", &untagged, SEGMENT),
         case("partial sums looked for, whole sum", &generic, SEGMENT),
         case("partial sums looked for, partial sum", &generic, partial),
         case("native: partial sum completed, 20 bytes", &native, partial),

@@ -40,6 +40,8 @@ pub struct Effort {
     /// Through each case, in a round.
     pub packets: u32,
     pub packet_rounds: u32,
+    /// Only cases of ns/packet with this in their names.
+    pub cases: String,
     pub frames: u32,
     pub live_rounds: u32,
     pub wrk_rounds: u32,
@@ -58,6 +60,7 @@ impl Effort {
             quick: false,
             packets: 300_000,
             packet_rounds: 15,
+            cases: String::new(),
             frames: 1_000_000,
             live_rounds: 11,
             wrk_rounds: 5,
@@ -85,12 +88,13 @@ impl Effort {
         }
     }
 
-    /// By QUICK=1, ROUNDS, ROUND_SECONDS and CONNECTIONS, the last three of wrk.
+    /// By QUICK=1, CASES, ROUNDS, ROUND_SECONDS and CONNECTIONS, the last three of wrk.
     fn from_environment() -> Result<Effort> {
         let mut effort = match number("QUICK")? {
             None | Some(0) => Effort::whole(),
             Some(_) => Effort::quick(),
         };
+        effort.cases = std::env::var("CASES").unwrap_or_default();
         effort.wrk_rounds = number("ROUNDS")?.unwrap_or(effort.wrk_rounds);
         effort.wrk_seconds = number("ROUND_SECONDS")?.unwrap_or(effort.wrk_seconds);
         effort.connections = number("CONNECTIONS")?.unwrap_or(effort.connections);
@@ -220,8 +224,9 @@ fn main() -> Result<()> {
         bail!("there is no {unknown:?}\n{USAGE}");
     }
     let effort = Effort::from_environment()?;
+    let is_whole = !effort.quick && effort.cases.is_empty() && suites == SUITES;
     let results = measure(suites, &effort)?;
-    let (file, plots) = places(&results, !effort.quick && suites == SUITES)?;
+    let (file, plots) = places(&results, is_whole)?;
     results.write(&file)?;
     report::print(&results);
     plot::draw(&results, &plots)?;

@@ -156,7 +156,8 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Vec<u16>>> {
 }
 
 pub fn measure(effort: &Effort) -> Result<Vec<PacketCase>> {
-    let cases = cases::all(effort).context("preparing the cases")?;
+    let mut cases = cases::all(effort).context("preparing the cases")?;
+    cases.retain(|case| case.name.contains(&effort.cases));
     let mut ready = Vec::new();
     for case in cases {
         let name = case.name.clone();
