@@ -32,8 +32,9 @@ struct plan {
 	__u16 address_at; /* its last word */
 	__u16 address_pad_at;
 	__u16 identification_at;
-	__u16 listed; /* the ports are those of the list */
-	__be16 list[LIST];
+	__u16 listed; /* ports and addresses are those of the lists */
+	__be16 ports[LIST];
+	__be16 addresses[LIST];
 };
 const volatile struct plan plan = {};
 
@@ -78,9 +79,10 @@ static __always_inline bool next_frame(struct xdp_md *ctx)
 		if (i * 8 < bytes)
 			((__u64 *)data)[i] = from[i];
 	if (plan.port_at) {
-		low = plan.listed ? plan.list[number % LIST] :
+		low = plan.listed ? plan.ports[number % LIST] :
 				    bpf_htons(1024 + (number & 0x7fff));
-		high = bpf_htons(number >> 15);
+		high = plan.listed ? plan.addresses[number % LIST] :
+				     bpf_htons(number >> 15);
 		put(data, plan.port_at, low);
 		put(data, plan.port_pad_at, ~low);
 		if (plan.address_at) {

@@ -32,7 +32,8 @@ pub struct Plan {
     pub address_pad_at: u16,
     pub identification_at: u16,
     pub listed: u16,
-    pub list: [u16; LIST],
+    pub ports: [u16; LIST],
+    pub addresses: [u16; LIST],
 }
 
 #[repr(C)]
@@ -62,7 +63,8 @@ impl Default for Plan {
             address_pad_at: 0,
             identification_at: 0,
             listed: 0,
-            list: [0; LIST],
+            ports: [0; LIST],
+            addresses: [0; LIST],
         }
     }
 }

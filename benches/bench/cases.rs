@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath::{Hook, Settings};
 use xdp_proxy::service::{Protocol, Service};
@@ -94,19 +94,47 @@ fn arp() -> Stream {
     Stream::of(frame)
 }
 
+type Group = fn(&Effort) -> Result<Vec<Case>>;
+
+/// The groups of cases, each with words that its cases' names begin with.
+const GROUPS: [(&[&str], Group); 5] = [
+    (&["established", "reply"], established),
+    (&["new flow"], new_flows),
+    (&["not ours", "UDP", "IPv6, "], other_packets),
+    (
+        &[
+            "1000 services",
+            "10 backends",
+            "100 backends",
+            "1000 backends",
+        ],
+        other_tables,
+    ),
+    (
+        &["IPv6 and UDP", "VLAN", "partial sums", "native"],
+        features,
+    ),
+];
+
+/// The cases with the wanted words in their names; none else is prepared.
 pub fn all(effort: &Effort) -> Result<Vec<Case>> {
-    let mut cases = established(effort)?;
-    cases.extend(new_flows()?);
-    cases.extend(other_packets()?);
-    cases.extend(other_tables()?);
-    cases.extend(features()?);
+    let wanted = effort.cases.as_str();
+    let mut cases = Vec::new();
+    for (beginnings, group) in GROUPS {
+        let may_be = |word: &&str| word.contains(wanted) || wanted.starts_with(word);
+        if beginnings.iter().any(may_be) {
+            cases.extend(group(effort)?);
+        }
+    }
+    cases.retain(|case| case.name.contains(wanted));
+    ensure!(!cases.is_empty(), "CASES={wanted}: no case is called so");
     Ok(cases)
 }
 
 /// On one rig with all of the flows: the packets use the first so many.
 fn established(effort: &Effort) -> Result<Vec<Case>> {
     let rig = plain_rig(2);
-    let ports = establish(&rig, SEGMENT, MANY_FLOWS)?;
+    let replies = establish(&rig, SEGMENT, MANY_FLOWS)?;
     let mut counts = vec![1, 10, 100, 1000, 4096, 16_384, MANY_FLOWS];
     if effort.quick {
         counts = vec![1, 1000, MANY_FLOWS];
@@ -118,16 +146,10 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
             Case::new(name, &rig, SEGMENT.from_clients(*flows), FORWARDED)
         })
         .collect();
-    let backend = rig.tables.backends[0].backend.address;
-    for flows in [1, 16_384 - 512] {
-        let ports = ports[0][..flows].to_vec();
-        let name = format!("reply, {}", plural(flows as u32, "flow"));
-        cases.push(Case::new(
-            name,
-            &rig,
-            SEGMENT.from_backend(backend, ports),
-            RETURNED,
-        ));
+    for flows in [1, MANY_FLOWS] {
+        let stream = SEGMENT.from_backends(&replies[..flows as usize]);
+        let name = format!("reply, {}", plural(flows, "flow"));
+        cases.push(Case::new(name, &rig, stream, RETURNED));
     }
     Ok(cases)
 }
@@ -137,7 +159,7 @@ fn plural(count: u32, noun: &str) -> String {
     format!("{count} {noun}{s}")
 }
 
-fn new_flows() -> Result<Vec<Case>> {
+fn new_flows(_: &Effort) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for percent in [50, 90] {
         let rig = plain_rig(2);
@@ -156,7 +178,7 @@ fn new_flows() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn other_packets() -> Result<Vec<Case>> {
+fn other_packets(_: &Effort) -> Result<Vec<Case>> {
     let rig = with_a_flow(two(), WHOLE, SEGMENT)?;
     let to = |address: SocketAddr| SEGMENT.to(address, 1);
     let stranger = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 77).into(), 80);
@@ -185,7 +207,7 @@ fn rig_of_many(services: Vec<Service>, kind: Kind) -> Result<Rc<Rig>> {
     Ok(rig)
 }
 
-fn other_tables() -> Result<Vec<Case>> {
+fn other_tables(effort: &Effort) -> Result<Vec<Case>> {
     let mut services = two();
     for port in 1..MANY {
         services.push(service_of(&format!("10.0.0.5:{}", 8000 + port), 2));
@@ -198,7 +220,12 @@ fn other_tables() -> Result<Vec<Case>> {
         stream.clone(),
         FORWARDED,
     )];
-    for backends in [10, 100, MANY] {
+    let counts = if effort.quick {
+        &[MANY][..]
+    } else {
+        &[10, 100, MANY]
+    };
+    for backends in counts.iter().copied() {
         let rig = plain_rig(backends);
         establish(&rig, SEGMENT, MANY_FLOWS)?;
         if backends == MANY {
@@ -216,7 +243,7 @@ fn other_tables() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn features() -> Result<Vec<Case>> {
+fn features(_: &Effort) -> Result<Vec<Case>> {
     let partial = Kind {
         sum: Sum::Partial,
         ..SEGMENT

@@ -14,7 +14,7 @@ use crate::bpf::Driver;
 use crate::cases;
 use crate::common::rig::Rig;
 use crate::results::{PacketCase, PacketRound, Program};
-use crate::stream::{Kind, Stream};
+use crate::stream::{Kind, Reply, Stream};
 
 /// One kind of packet in one state of the tables.
 pub struct Case {
@@ -57,6 +57,10 @@ struct Ready {
     next_flow: u32,
     measured: PacketCase,
 }
+
+/// How often new flows are opened in a round: each run waits for all CPUs
+/// (synchronize_rcu), some 10 ms.
+const NEW_FLOW_RUNS: u32 = 10;
 
 /// New flows have numbers above all that the cases establish.
 pub const FIRST_NEW_FLOW: u32 = 1 << 20;
@@ -107,7 +111,7 @@ impl Ready {
         let ended_by = self.ended_by.as_ref().context("flows that end")?;
         let step = self.case.stream.flows;
         let mut runs = Vec::new();
-        for _ in 0..packets.div_ceil(step) {
+        for _ in 0..NEW_FLOW_RUNS.min(packets.div_ceil(step)) {
             self.driver.begin_at(self.next_flow)?;
             runs.push(self.driver.run_tested(&self.case.rig, step)?);
             ended_by.begin_at(self.next_flow)?;
@@ -120,11 +124,11 @@ impl Ready {
     }
 }
 
-/// Flows 0 to `flows` from SYN to established; the ports of each backend's. A
-/// part at a time, as the unconfirmed flows may not have all of the ports.
-pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Vec<u16>>> {
+/// Flows 0 to `flows` from SYN to established; as their backends see them. A part
+/// at a time, as the unconfirmed flows may not have all of the ports.
+pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
     const PART: u32 = 8192;
-    let mut ports = vec![Vec::new(); rig.tables.backends.len()];
+    let mut replies = Vec::new();
     for first in (0..flows).step_by(PART as usize) {
         let part = PART.min(flows - first);
         let run = |stream: &Stream| {
@@ -136,28 +140,22 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Vec<u16>>> {
         run(&kind.syn().from_clients(part))?;
         let taken = waiting.len() - rig.datapath.waiting_ports(0)?.len();
         ensure!(taken == part as usize, "{taken} flows began, not {part}");
-        let mut new = vec![Vec::new(); ports.len()];
+        let begun = replies.len();
         for port in &waiting[..taken] {
-            let backend = rig.datapath.flow(0, *port)?.backend;
-            new[usize::from(backend) - 1].push(*port);
+            let index = usize::from(rig.datapath.flow(0, *port)?.backend);
+            replies.push(Reply {
+                backend: rig.tables.backends[index - 1].backend.address,
+                port: *port,
+            });
         }
-        for (backend, new) in rig.tables.backends.iter().zip(&new) {
-            if !new.is_empty() {
-                let address = backend.backend.address;
-                run(&kind.syn_ack().from_backend(address, new.clone()))?;
-            }
-        }
+        run(&kind.syn_ack().from_backends(&replies[begun..]))?;
         run(&kind.from_clients(part))?;
-        for (ports, new) in ports.iter_mut().zip(new) {
-            ports.extend(new);
-        }
     }
-    Ok(ports)
+    Ok(replies)
 }
 
 pub fn measure(effort: &Effort) -> Result<Vec<PacketCase>> {
-    let mut cases = cases::all(effort).context("preparing the cases")?;
-    cases.retain(|case| case.name.contains(&effort.cases));
+    let cases = cases::all(effort).context("preparing the cases")?;
     let mut ready = Vec::new();
     for case in cases {
         let name = case.name.clone();

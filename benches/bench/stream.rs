@@ -27,8 +27,24 @@ pub struct Stream {
     protocol: Protocol,
     v6: bool,
     tag_bytes: usize,
-    /// Of a backend's packets: the ports that they are for.
-    ports: Option<Vec<u16>>,
+    replies: Option<Vec<Reply>>,
+}
+
+/// A flow as its backend's packets show it.
+#[derive(Clone, Copy)]
+pub struct Reply {
+    pub backend: SocketAddr,
+    /// The port that NAT picked.
+    pub port: u16,
+}
+
+impl Reply {
+    fn last_word(&self) -> u16 {
+        match self.backend.ip() {
+            IpAddr::V4(v4) => u32::from(v4) as u16,
+            IpAddr::V6(v6) => u128::from(v6) as u16,
+        }
+    }
 }
 
 /// What a frame is of.
@@ -97,15 +113,20 @@ impl Kind {
         self.stream(&frame, flows, None)
     }
 
-    /// From one backend, to each of these ports in turn.
-    pub fn from_backend(self, backend: SocketAddr, ports: Vec<u16>) -> Stream {
-        let source = self.address(SOURCE, 5);
+    /// From backends, one packet of each flow in turn. Their addresses differ in
+    /// the last 16 bits alone, and their ports don't.
+    pub fn from_backends(self, flows: &[Reply]) -> Stream {
+        let backend = flows[0].backend;
+        let first = match backend.ip() {
+            IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & !0xffff).into(),
+            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !0xffff).into(),
+        };
         let frame = self.frame(
             backend_mac(backend.ip()),
-            backend,
-            SocketAddr::new(source, 0),
+            SocketAddr::new(first, backend.port()),
+            SocketAddr::new(self.address(SOURCE, 5), 0),
         );
-        self.stream(&frame, ports.len() as u32, Some(ports))
+        self.stream(&frame, flows.len() as u32, Some(flows.to_vec()))
     }
 
     fn frame(self, mac: [u8; 6], from: SocketAddr, to: SocketAddr) -> Frame {
@@ -131,7 +152,7 @@ impl Kind {
         frame
     }
 
-    fn stream(self, frame: &Frame, flows: u32, ports: Option<Vec<u16>>) -> Stream {
+    fn stream(self, frame: &Frame, flows: u32, replies: Option<Vec<Reply>>) -> Stream {
         let mut bytes = frame.bytes(self.sum);
         let tag = self.vlan.map(|id| {
             let [high, low] = id.to_be_bytes();
@@ -147,7 +168,7 @@ impl Kind {
             protocol: self.protocol,
             v6: self.v6,
             tag_bytes,
-            ports,
+            replies,
         }
     }
 }
@@ -163,12 +184,12 @@ impl Stream {
             protocol: Protocol::Tcp,
             v6: false,
             tag_bytes: 0,
-            ports: None,
+            replies: None,
         }
     }
 
     pub fn is_of_clients(&self) -> bool {
-        self.ports.is_none()
+        self.replies.is_none()
     }
 
     pub fn plan(&self) -> Plan {
@@ -192,17 +213,17 @@ impl Stream {
             Protocol::Udp => (at + 8, 14 + self.tag_bytes as u16),
         };
         plan.port_pad_at = pad_at + 2;
-        if let Some(ports) = &self.ports {
+        plan.address_pad_at = pad_at;
+        plan.address_at = ip_at + if self.v6 { 22 } else { 14 };
+        plan.identification_at = if self.v6 { 0 } else { ip_at + 4 };
+        plan.port_at = at;
+        if let Some(replies) = &self.replies {
             plan.port_at = at + 2;
             plan.listed = 1;
-            for (place, port) in plan.list.iter_mut().zip(ports) {
-                *place = port.to_be();
+            for (reply, place) in replies.iter().zip(0..) {
+                plan.ports[place] = reply.port.to_be();
+                plan.addresses[place] = reply.last_word().to_be();
             }
-        } else {
-            plan.port_at = at;
-            plan.address_pad_at = pad_at;
-            plan.address_at = ip_at + if self.v6 { 22 } else { 14 };
-            plan.identification_at = if self.v6 { 0 } else { ip_at + 4 };
         }
         plan
     }
