@@ -1,14 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-# Runs the packet tests on kernels of other Debian releases, which qemu
-# emulates: the program loads with every combination of its settings, and does
-# with every packet what it does on this machine's kernel. Needs no privilege.
+# Runs tests on kernels of other Debian releases, which qemu emulates. The
+# program loads with every combination of its settings, and does with every
+# packet what it does on this machine's kernel; and what is about VLANs, which
+# this machine's kernel may lack, works in the lab. Needs no privilege.
 #
 # The kernels come from the Debian mirror that this machine's apt uses, by an
 # apt configuration of their own: nothing is installed, and the second time
 # nothing is fetched ('make clean' forgets them). Settings:
 #   DEBIAN_MIRROR=URL  the mirror, for a machine whose apt has none of Debian
 #   PACKETS=N          how much of each long test: packets, flows
+#   TESTS='lab vlan'   one file of tests and which of them, in place of all
 #
 # Usage: lab/kernels.sh [VERSION...]    of: 5.10 6.1 6.12
 set -euo pipefail
@@ -20,12 +22,19 @@ VERSIONS=(5.10 6.1 6.12)
 META_PACKAGE=linux-image-cloud-amd64
 
 KERNELS=$ROOT_DIR/build/kernels
-INITRAMFS=$KERNELS/initramfs
+# What they need to make the lab, and the order to load it in.
+MODULES=(llc stp bridge garp mrp 8021q veth)
+# All else is busybox's in the guest.
+PROGRAMS=(bash curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv unshare)
 
 # A guest that takes longer hangs; ten times what an idle machine needs.
 GUEST_SECONDS=300
-GUEST_MEMORY=512M
+GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
+TESTS=${TESTS:-"packets; neighbour vlan; lab vlan"}
+
+# Where cargo leaves the binary.
+BUILT=$ROOT_DIR/target/x86_64-unknown-linux-gnu/release
 
 # What the guest says last; the status of the tests follows.
 LAST_WORD='guest: the tests ended with status'
@@ -56,10 +65,10 @@ private_apt() { # DIR SUITE MIRROR
 	APT
 }
 
-# Leaves the kernel as VERSION/vmlinuz, which is there only when it is whole.
+# Leaves VERSION/vmlinuz, which is there only when all is, and VERSION/modules.
 fetch() { # VERSION
-	local dir=$KERNELS/$1 url package
-	[[ -s $dir/vmlinuz ]] && return
+	local dir=$KERNELS/$1 url package module
+	[[ -s $dir/vmlinuz && -d $dir/modules ]] && return
 	url=$(mirror)
 	rm -rf "$dir"
 	mkdir -p "$dir"
@@ -74,47 +83,84 @@ fetch() { # VERSION
 		echo "kernels: fetching $package"
 		apt-get download -qq "$package"
 	) || fail "the kernel $1 of Debian ${SUITE[$1]} can't be fetched from $url"
-	dpkg-deb --fsys-tarfile "$dir"/*.deb |
-		tar -x -O --wildcards -f - './boot/vmlinuz-*' >"$dir/partial"
-	rm -rf "$dir/apt" "$dir"/*.deb
-	mv "$dir/partial" "$dir/vmlinuz"
+	mkdir "$dir/modules" "$dir/package"
+	dpkg-deb --extract "$dir"/*.deb "$dir/package"
+	find "$dir/package" -name '*.ko.xz' -exec unxz {} +
+	for module in "${MODULES[@]}"; do
+		find "$dir/package" -name "$module.ko" -exec mv {} "$dir/modules" \;
+	done
+	mv "$dir"/package/boot/vmlinuz-* "$dir/vmlinuz"
+	rm -rf "$dir/apt" "$dir/package" "$dir"/*.deb
 }
 
 # The guest's process 1.
 init() {
 	cat <<-INIT
-		#!/bin/busybox sh
-		export PATH=/bin PACKETS=$PACKETS REQUIRE_ROOT_TESTS=1 RUST_BACKTRACE=1
-		busybox mkdir -p /proc /sys /tmp
+		#!/usr/bin/busybox sh
+		export PATH=/usr/bin:/usr/sbin:/applets PACKETS=$PACKETS RUST_BACKTRACE=1
+		export REQUIRE_ROOT_TESTS=1 REQUIRE_VLAN_TESTS=1
+		busybox mkdir -p /applets /proc /sys /dev /run /tmp
 		busybox mount -t proc proc /proc
+		busybox --install -s /applets
 		busybox mount -t sysfs sysfs /sys
+		busybox mount -t devtmpfs devtmpfs /dev
 		busybox mount -t bpf bpf /sys/fs/bpf
+		for module in ${MODULES[*]}; do busybox insmod /modules/\$module.ko; done
 		busybox ifconfig lo up
 		echo "guest: Linux \$(busybox uname -r)"
-		packets --test-threads=1 --show-output
-		echo "$LAST_WORD \$?"
+		status=0
+		run() { "\$@" --test-threads=1 --show-output || status=1; }
+		run ${TESTS//; /; run }
+		echo "$LAST_WORD \$status"
 		busybox poweroff -f
 	INIT
 }
 
-# busybox makes the archive too.
-pack() { # TESTS
-	local root=$KERNELS/root
-	rm -rf "$root"
-	mkdir -p "$root/bin" "$root/dev"
-	install "$(command -v busybox)" "$root/bin/busybox"
-	install "$1" "$root/bin/packets"
-	init >"$root/init"
-	chmod +x "$root/init"
-	(cd "$root" && find . | busybox cpio -o -H newc) >"$INITRAMFS" 2>/dev/null
-	rm -rf "$root"
+# A file and the libraries that it wants, at the places where they are here.
+install_here() { # ROOT FILE...
+	local file
+	for file in "${@:2}"; do
+		# shellcheck disable=SC2046 # one word a library
+		cp -L --parents "$file" $(ldd "$file" 2>/dev/null | grep -o '/[^ ]*') "$1"
+	done
 }
 
-# The file that holds the packet tests.
+# What is the same in all guests.
+make_root() { # TEST...
+	local root=$KERNELS/root program
+	rm -rf "$root"
+	mkdir -p "$root"/usr/{bin,sbin,lib,lib64} "$root/etc"
+	for program in bin sbin lib lib64; do ln -s "usr/$program" "$root/$program"; done
+	for program in "${PROGRAMS[@]}"; do install_here "$root" "$(command -v "$program")"; done
+	install "$(command -v busybox)" "$root/usr/bin/busybox"
+	ln -s busybox "$root/usr/bin/sh"
+	grep -E '^(root|nobody|nogroup):' /etc/passwd >"$root/etc/passwd"
+	grep -E '^(root|nobody|nogroup):' /etc/group >"$root/etc/group"
+	# The tests know these by the names that they have here.
+	cp -r --parents "$LAB_DIR" "$root"
+	clang -O2 -g -target bpf -c "$LAB_DIR/pass.bpf.c" -o "$root$LAB_DIR/pass.bpf.o"
+	install_here "$root" "$BUILT/xdp-proxy"
+	for program; do
+		# Cargo's names end in a hash.
+		install "$program" "$root/usr/bin/$(basename "${program%-*}")"
+	done
+	init >"$root/init"
+	chmod +x "$root/init"
+}
+
+# busybox makes the archive too.
+pack() { # VERSION
+	local root=$KERNELS/root
+	rm -rf "$root/modules"
+	cp -r "$KERNELS/$1/modules" "$root/modules"
+	(cd "$root" && find . | busybox cpio -o -H newc) >"$KERNELS/$1/initramfs" 2>/dev/null
+}
+
+# The files that hold the tests.
 build_tests() {
-	cargo test --no-run --release --target x86_64-unknown-linux-gnu --test packets \
-		--message-format json-render-diagnostics |
-		sed -n 's/.*"name":"packets".*"executable":"\([^"]*\)".*/\1/p'
+	cargo test --no-run --release --target x86_64-unknown-linux-gnu \
+		--test packets --test neighbour --test lab --message-format json-render-diagnostics |
+		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p'
 }
 
 # An old processor, and none of the kernel's defences against a processor's
@@ -125,7 +171,7 @@ emulate() { # VERSION
 	timeout --kill-after=5 "$GUEST_SECONDS" qemu-system-x86_64 \
 		-accel tcg -cpu Nehalem,-cx16 -smp 1 -m "$GUEST_MEMORY" \
 		-nodefaults -no-user-config -display none -no-reboot -serial stdio \
-		-kernel "$KERNELS/$1/vmlinuz" -initrd "$INITRAMFS" \
+		-kernel "$KERNELS/$1/vmlinuz" -initrd "$KERNELS/$1/initramfs" \
 		-append 'console=ttyS0 quiet panic=-1 mitigations=off' </dev/null
 }
 
@@ -149,11 +195,12 @@ for version in "$@"; do
 	[[ -n ${SUITE[$version]:-} ]] || fail "no kernel '$version' of: ${VERSIONS[*]}"
 done
 for version in "$@"; do fetch "$version"; done
-tests=$(build_tests)
-[[ -x $tests ]] || fail "the packet tests were not built"
-pack "$tests"
+mapfile -t tests < <(build_tests)
+((${#tests[@]} == 3)) || fail "the tests were not built"
+make_root "${tests[@]}"
 failed=()
 for version in "$@"; do
+	pack "$version"
 	test_kernel "$version" || failed+=("$version")
 done
 ((${#failed[@]} == 0)) || fail "failed on the kernels: ${failed[*]}"

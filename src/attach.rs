@@ -11,6 +11,7 @@ use crate::datapath::{self, Attached, Datapath, Hook, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
+use crate::vlan::Trunk;
 
 /// Drivers of hardware-like interfaces whose packets can come from a local
 /// stack with a checksum still to be completed.
@@ -32,6 +33,25 @@ struct Held {
 impl Attachment {
     pub fn hook(&self) -> Hook {
         self.hook
+    }
+
+    /// Puts another datapath in the place of the one that is attached, in one step:
+    /// no packet meets neither.
+    pub fn replace(&mut self, datapath: &Datapath) -> Result<()> {
+        let old = self.program.as_ref().context("nothing is attached")?;
+        let new = Held {
+            id: datapath.program_id()?,
+            fd: datapath.program_fd()?,
+        };
+        datapath::replace_fd(
+            self.interface.index,
+            new.fd.as_fd(),
+            old.fd.as_fd(),
+            self.hook,
+        )
+        .with_context(|| format!("replacing the program on {}", self.interface.name))?;
+        self.program = Some(new);
+        Ok(())
     }
 
     /// Whether the interface still has the program.
@@ -79,6 +99,7 @@ pub async fn load_and_attach(
     config: &Config,
     tables: &Tables,
     interface: &Interface,
+    trunk: &Trunk,
 ) -> Result<(Datapath, Attachment)> {
     own_program(interface)?;
     check_interface(config.mode, interface).await?;
@@ -89,8 +110,8 @@ pub async fn load_and_attach(
             hash_seed: seed,
             partial_checksums: may_carry_partial_checksums(interface),
             complete_checksums: *hook == Hook::Native,
-            handles_vlan: false,
-            tags_may_hide: false,
+            handles_vlan: trunk.has_vlans,
+            tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
         let attempt = Datapath::load(tables, &settings).and_then(|mut datapath| {

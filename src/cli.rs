@@ -76,10 +76,17 @@ What it prints is a file for -c, with every default written out.")]
     #[command(after_help = "Example:
   xdp-proxy status --json")]
     Status(StatusArgs),
+    /// Read the configuration file again and apply the difference
+    #[command(after_help = "Example:
+  xdp-proxy reload -i eth0
+
+Flows of what did not change notice nothing. A file with an error changes nothing.
+SIGHUP does the same.")]
+    Reload(InterfaceArgs),
     /// Detach, and leave the host as it was
     #[command(after_help = "Example:
   xdp-proxy stop -i eth0")]
-    Stop(StopArgs),
+    Stop(InterfaceArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -145,7 +152,7 @@ pub struct StatusArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct StopArgs {
+pub struct InterfaceArgs {
     /// Interface that it is attached to [default: every one of this network namespace]
     #[arg(short, long, value_name = "IFACE")]
     pub interface: Option<String>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The subcommands that are not the daemon: `check`, `status`, `stop`.
+//! The subcommands that are not the daemon: `check`, `status`, `reload`, `stop`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -41,7 +41,7 @@ pub fn status(interface: Option<&str>, json: bool) -> Result<String> {
         match control::ask(&name, Request::Status)? {
             Some(Response::Status(status)) => all.push(*status),
             Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(Response::Stopped) | None => {}
+            Some(_) | None => {}
         }
     }
     if all.is_empty() {
@@ -58,6 +58,27 @@ pub fn status(interface: Option<&str>, json: bool) -> Result<String> {
     Ok(texts.join("\n"))
 }
 
+/// Has what runs on an interface, or on all of this network namespace, read its
+/// configuration file again. Returns what was changed, by line.
+///
+/// # Errors
+/// The file has an error or asks for what can't be changed: nothing was. Or nothing
+/// runs there.
+pub fn reload(interface: Option<&str>) -> Result<String> {
+    let mut done = String::new();
+    for name in interfaces(interface)? {
+        match control::ask(&name, Request::Reload)? {
+            Some(Response::Reloaded(change)) => done += &format!("reloaded: {name}: {change}\n"),
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(_) | None => {}
+        }
+    }
+    if done.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    Ok(done)
+}
+
 /// Ends what runs on an interface, or on all of this network namespace, and
 /// removes what a dead daemon left attached. Returns what was done, by line.
 ///
@@ -69,7 +90,7 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
         match control::ask(&name, Request::Stop)? {
             Some(Response::Stopped) => done += &format!("stopped: {name}\n"),
             Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(Response::Status(_)) | None => {}
+            Some(_) | None => {}
         }
     }
     let left = match interface {

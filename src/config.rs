@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use describe::{Footprint, describe};
 pub use host::HostPorts;
-pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN};
+pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, scheduler_word};
 
 use crate::service::{BACKENDS_MAX, Config, Mode, SERVICES_MAX, SOURCES_MAX, Service};
 use draft::Draft;

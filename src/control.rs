@@ -34,6 +34,8 @@ const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
 #[serde(rename_all = "lowercase")]
 pub enum Request {
     Status,
+    /// Read the configuration file again, and apply the difference.
+    Reload,
     /// Detach and exit; answered when that is done.
     Stop,
 }
@@ -42,6 +44,8 @@ pub enum Request {
 #[serde(rename_all = "lowercase")]
 pub enum Response {
     Status(Box<Status>),
+    /// What was changed, in a line.
+    Reloaded(String),
     Stopped,
     Error(String),
 }

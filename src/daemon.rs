@@ -4,59 +4,69 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::abi;
 use crate::attach::{self, Attachment};
+use crate::config::{self, HostPorts, Input};
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath};
 use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
-use crate::service::Config;
+use crate::service::{Config, Listen};
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, ServiceStatus, Status};
-use crate::tables::{BackendTable, Path, Tables};
+use crate::tables::{BackendTable, Path, ServiceTable, Tables, Tenure};
+use crate::vlan::Trunk;
 
 /// How long the start waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
 /// How often flows whose time is over are ended in silence.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Serves the configuration until SIGINT, SIGTERM or `stop`.
+/// Serves the configuration, which `input` describes, until SIGINT, SIGTERM or `stop`.
 ///
 /// # Errors
 /// What kept it from serving; nothing is left attached then.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(input: Input, config: Config) -> Result<()> {
     datapath::check_privilege()?;
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
-    let mut neighbours = Neighbours::follow(&interface, backend_addresses(&config)).await?;
+    let mut neighbours =
+        Neighbours::follow(&interface, backend_addresses(&config), vips(&config)).await?;
     neighbours.settle(SETTLE_DEADLINE).await;
 
+    let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
-    let tables = Tables::new(&config, datapath::tick()?, |address| {
-        let path = path_of(&neighbours, address);
+    let mut tables = Tables::new(&config, datapath::tick()?, |address| {
+        let path = path_of(reach_of(&neighbours, &trunk, address));
         Path {
             source: path.source.or(default_source),
             ..path
         }
     })?;
-    let (datapath, attachment) = attach::load_and_attach(&config, &tables, &interface).await?;
+    tables.set_held(&neighbours.held());
+    let (datapath, attachment) =
+        attach::load_and_attach(&config, &tables, &interface, &trunk).await?;
     let mut daemon = Daemon {
         started: Instant::now(),
         program_id: datapath.program_id()?,
+        input,
         config,
         tables,
         datapath,
         interface,
+        trunk,
         neighbours,
         attachment,
     };
     daemon.report_foreign_sources().await?;
     daemon.report_unreachable();
+    daemon.report_vlan_faults().await?;
     daemon.announce()?;
     let stopped = daemon.serve(control, signals).await?;
     let detached = daemon.attachment.detach();
@@ -98,12 +108,13 @@ async fn choose_interface(config: &Config) -> Result<Interface> {
 }
 
 /// The source to make a port table for where no route tells one yet, as while
-/// the interface is down: the first VIP that it holds.
+/// the interface is down: the first VIP that it, or a VLAN device on it, holds.
 async fn held_vip(config: &Config, interface: &Interface) -> Result<Option<IpAddr>> {
     for service in &config.services {
         let vip = service.listen.vip;
-        let holder = neighbour::interface_with_address(vip).await?;
-        if holder.is_some_and(|holder| holder.index == interface.index) {
+        if let Some(holder) = neighbour::interface_with_address(vip).await?
+            && neighbour::tags_on(interface, &holder).await?.is_some()
+        {
             return Ok(Some(vip));
         }
     }
@@ -117,22 +128,67 @@ fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-fn path_of(neighbours: &Neighbours, address: IpAddr) -> Path {
-    match neighbours.reach(address) {
-        Some(Reach::Resolved { mac, source, .. }) => Path {
-            mac: Some(mac),
-            tags: Default::default(),
-            source: Some(source),
-            alive: true,
-        },
+fn vips(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services.map(|service| service.listen.vip).collect()
+}
+
+fn reach_of(neighbours: &Neighbours, trunk: &Trunk, address: IpAddr) -> Option<Reach> {
+    let reach = neighbours.reach(address)?;
+    Some(trunk.limit(address, reach))
+}
+
+fn path_of(reach: Option<Reach>) -> Path {
+    match reach {
+        Some(Reach::Resolved {
+            mac, tags, source, ..
+        }) => {
+            let mut path = Path {
+                mac: Some(mac),
+                source: Some(source),
+                alive: true,
+                ..Path::default()
+            };
+            for (place, tag) in path.tags.iter_mut().zip(tags) {
+                *place = abi::vlan_tag(tag.protocol, tag.id);
+            }
+            path
+        }
         Some(Reach::Unresolved { source, .. }) => Path {
-            mac: None,
-            tags: Default::default(),
             source,
-            alive: false,
+            ..Path::default()
         },
         None => Path::default(),
     }
+}
+
+/// What differs between two configurations, in a line.
+fn difference(old: &Config, new: &Config) -> String {
+    let listens = |config: &Config| -> BTreeSet<Listen> {
+        config
+            .services
+            .iter()
+            .map(|service| service.listen)
+            .collect()
+    };
+    let backends = |config: &Config| -> BTreeSet<(Listen, SocketAddr)> {
+        let services = config.services.iter();
+        services
+            .flat_map(|service| service.backends.iter().map(|b| (service.listen, b.address)))
+            .collect()
+    };
+    if old == new {
+        return "nothing differs".into();
+    }
+    let (old_listens, new_listens) = (listens(old), listens(new));
+    let (old_backends, new_backends) = (backends(old), backends(new));
+    format!(
+        "services: {} added, {} removed; backends: {} added, {} removed",
+        new_listens.difference(&old_listens).count(),
+        old_listens.difference(&new_listens).count(),
+        new_backends.difference(&old_backends).count(),
+        old_backends.difference(&new_backends).count()
+    )
 }
 
 struct Signals {
@@ -155,12 +211,14 @@ impl Signals {
 struct Daemon {
     started: Instant,
     program_id: u32,
+    input: Input,
     config: Config,
     tables: Tables,
     // Detached before the maps go.
     attachment: Attachment,
     datapath: Datapath,
     interface: Interface,
+    trunk: Trunk,
     neighbours: Neighbours,
 }
 
@@ -169,7 +227,7 @@ impl Daemon {
     fn announce(&self) -> Result<()> {
         let services: Vec<String> = (0..self.config.services.len())
             .map(|index| {
-                let members = self.tables.backends.iter().filter(|b| b.service == index);
+                let members = self.backends_of(index);
                 let (all, alive) = members.fold((0, 0), |(all, alive), b| {
                     (all + 1, alive + i32::from(b.path.alive))
                 });
@@ -212,11 +270,34 @@ impl Daemon {
     }
 
     fn report_unreachable(&self) {
-        for backend in &self.tables.backends {
+        for backend in self
+            .tables
+            .backends
+            .iter()
+            .filter(|b| b.tenure == Tenure::Configured)
+        {
             if let Some(why) = self.obstacle(backend) {
                 tracing::warn!("backend {} gets no flows: {why}", backend.backend);
             }
         }
+    }
+
+    /// Warns where the program does not see the tags that it would have to change.
+    async fn report_vlan_faults(&self) -> Result<()> {
+        let hook = self.attachment.hook();
+        let mut faults = BTreeSet::new();
+        for (index, service) in self.config.services.iter().enumerate() {
+            let vip_tags = self.trunk.tags_of_vip(service.listen.vip).await?;
+            for table in self.backends_of(index) {
+                if let Some(Reach::Resolved { tags, .. }) = self.reach(table) {
+                    faults.extend(self.trunk.fault(hook, &vip_tags, &tags));
+                }
+            }
+        }
+        for fault in faults {
+            tracing::warn!("{fault}");
+        }
+        Ok(())
     }
 
     /// Returns who asked for the end, if it was a client of the control socket.
@@ -231,15 +312,20 @@ impl Daemon {
             tokio::select! {
                 _ = signals.interrupt.recv() => return Ok(None),
                 _ = signals.terminate.recv() => return Ok(None),
-                _ = signals.hangup.recv() => {
-                    tracing::warn!("SIGHUP: a running configuration can't be changed yet; nothing was");
-                }
+                _ = signals.hangup.recv() => drop(self.reload().await),
                 changed = self.neighbours.changed() => {
                     changed.with_context(|| format!("serving on {}", self.interface.name))?;
                     self.apply()?;
                 }
                 Some((request, caller)) = control.call() => match request {
                     Request::Stop => return Ok(Some(caller)),
+                    Request::Reload => {
+                        let response = match self.reload().await {
+                            Ok(change) => Response::Reloaded(change),
+                            Err(error) => Response::Error(format!("{error:#}")),
+                        };
+                        drop(caller.answer(response));
+                    }
                     Request::Status => {
                         let response = match self.status() {
                             Ok(status) => Response::Status(Box::new(status)),
@@ -263,6 +349,83 @@ impl Daemon {
         }
     }
 
+    /// Reads the configuration again and applies the difference. Logs and returns
+    /// what was done.
+    ///
+    /// # Errors
+    /// The configuration has an error or asks for what can't be changed: nothing was.
+    async fn reload(&mut self) -> Result<String> {
+        let started = Instant::now();
+        match self.try_reload().await {
+            Ok(change) => {
+                tracing::info!("reloaded in {} ms: {change}", started.elapsed().as_millis());
+                Ok(change)
+            }
+            Err(error) => {
+                tracing::error!("not reloaded, nothing was changed: {error:#}");
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<String> {
+        if let config::Services::Flags { .. } = self.input.services {
+            bail!("it was started with --listen and --backend: there is no file to read again");
+        }
+        let config = config::load(&self.input, &HostPorts::read()?)?;
+        let fixed = [
+            ("interface", config.interface == self.config.interface),
+            ("mode", config.mode == self.config.mode),
+        ];
+        if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+            bail!("{key} can't be changed while it runs: start again");
+        }
+
+        let counters = self.datapath.counters(self.tables.backends.len())?;
+        let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
+        let leaving = self.tables.backends.iter().zip(1..);
+        let leaving = leaving
+            .filter(|(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index));
+        let mut addresses = backend_addresses(&config);
+        addresses.extend(leaving.map(|(backend, _)| backend.backend.address.ip()));
+        let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
+        neighbours.settle(SETTLE_DEADLINE).await;
+        let trunk = Trunk::look(&self.interface).await?;
+        let mut tables = self.tables.followed_by(
+            &config,
+            datapath::tick()?,
+            |address| path_of(reach_of(&neighbours, &trunk, address)),
+            has_flows,
+        )?;
+        tables.set_held(&neighbours.held());
+
+        let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
+        let interface = neighbours.interface();
+        datapath.write_interface(interface.mac, interface.mtu)?;
+        self.attachment.replace(&datapath)?;
+        datapath.count_on(&self.datapath)?;
+        let change = difference(&self.config, &config);
+        self.program_id = datapath.program_id()?;
+        self.datapath = datapath;
+        (self.config, self.tables) = (config, tables);
+        (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
+        self.report_foreign_sources().await?;
+        self.report_unreachable();
+        self.report_vlan_faults().await?;
+        Ok(change)
+    }
+
+    /// The backends of the service at a place of the configuration.
+    fn backends_of(&self, number: usize) -> impl Iterator<Item = &BackendTable> {
+        let is_it = move |service: &&ServiceTable| {
+            service.tenure == Tenure::Configured && service.number == number
+        };
+        let members = self.tables.services.iter().filter(is_it);
+        members
+            .flat_map(|service| &service.backends)
+            .map(|index| &self.tables.backends[index - 1])
+    }
+
     /// Brings the maps up to what the neighbours say.
     fn apply(&mut self) -> Result<()> {
         let interface = self.neighbours.interface();
@@ -278,12 +441,19 @@ impl Daemon {
         }
         self.interface = interface;
 
+        for place in self.tables.set_held(&self.neighbours.held()) {
+            self.datapath.write_address(&self.tables, place)?;
+        }
+
         let mut services = BTreeSet::new();
         for index in 1..=self.tables.backends.len() {
             let table = &self.tables.backends[index - 1];
             let backend = table.backend;
+            if table.tenure == Tenure::Vacant {
+                continue;
+            }
             let old = table.path;
-            let new = table.path_after(path_of(&self.neighbours, backend.address.ip()));
+            let new = table.path_after(path_of(self.reach(table)));
             if new == old {
                 continue;
             }
@@ -313,14 +483,18 @@ impl Daemon {
                 name: service.name.clone(),
                 listen: service.listen.to_string(),
                 forwarding: "nat".into(),
-                scheduler: "maglev".into(),
+                scheduler: config::scheduler_word(service.scheduler).into(),
                 flows: 0,
                 counters: BackendCounters::default(),
                 backends: Vec::with_capacity(service.backends.len()),
             })
             .collect();
         for (table, counters) in self.tables.backends.iter().zip(&counters.backends) {
-            let service = &mut services[table.service];
+            let owner = &self.tables.services[table.service];
+            if table.tenure == Tenure::Vacant || owner.tenure != Tenure::Configured {
+                continue;
+            }
+            let service = &mut services[owner.number];
             service.counters.add(counters);
             service.flows = service.counters.flows();
             service.backends.push(self.backend_status(table, counters));
@@ -337,12 +511,13 @@ impl Daemon {
         })
     }
 
+    fn reach(&self, table: &BackendTable) -> Option<Reach> {
+        reach_of(&self.neighbours, &self.trunk, table.backend.address.ip())
+    }
+
     /// Why a backend gets no new flows, if it does not.
     fn obstacle(&self, table: &BackendTable) -> Option<String> {
-        match (
-            self.neighbours.reach(table.backend.address.ip()),
-            table.path.source,
-        ) {
+        match (self.reach(table), table.path.source) {
             (Some(Reach::Unresolved { why, .. }), _) => Some(why),
             (_, Some(source)) if !self.tables.sources.contains(&source) => Some(format!(
                 "the address that reaches it is now {source}, which has no port table; start \
@@ -353,7 +528,7 @@ impl Daemon {
     }
 
     fn backend_status(&self, table: &BackendTable, counters: &BackendCounters) -> BackendStatus {
-        let next_hop = match self.neighbours.reach(table.backend.address.ip()) {
+        let next_hop = match self.reach(table) {
             Some(Reach::Resolved { next_hop, .. }) => Some(next_hop),
             _ => None,
         };
@@ -361,15 +536,19 @@ impl Daemon {
         BackendStatus {
             address: table.backend.to_string(),
             weight: table.backend.weight,
-            state: match reason {
-                None => "up",
-                Some(_) => "unreachable",
+            state: match (table.tenure, &reason) {
+                (Tenure::Leaving, _) => "leaving",
+                (_, None) => "up",
+                (_, Some(_)) => "unreachable",
             }
             .into(),
             reason,
             mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
-            sources: match &self.config.services[table.service].source[..] {
+            source: table.path.source,
+            sources: match &self.config.services[self.tables.services[table.service].number].source
+                [..]
+            {
                 [] => Vec::from_iter(table.path.source),
                 configured => configured.to_vec(),
             },

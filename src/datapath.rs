@@ -10,11 +10,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore, MapFlags, Program, ProgramInput, ProgramMut, XdpFlags};
+use libbpf_rs::{MapCore, MapFlags, MapMut, Program, ProgramInput, ProgramMut, XdpFlags};
 
-pub use hook::{Attached, Hook, attached, detach, detach_fd};
+pub use hook::{Attached, Hook, attached, detach, detach_fd, replace_fd};
 pub use host::{check_privilege, cpus, tick};
 
 use crate::abi::{self, types};
@@ -49,7 +49,11 @@ pub struct Settings {
 /// The program and its maps in the kernel; gone when dropped, unless attached.
 pub struct Datapath {
     skeleton: abi::XdpProxySkel<'static>,
+    settings: Settings,
     sources: usize,
+    counts_loads: bool,
+    /// What was counted in maps that this datapath does not have any more.
+    earlier: Counters,
 }
 
 impl Datapath {
@@ -58,6 +62,19 @@ impl Datapath {
     /// # Errors
     /// The kernel's reason: no privilege, no memory, or the verifier's word.
     pub fn load(tables: &Tables, settings: &Settings) -> Result<Datapath> {
+        Datapath::load_after(None, tables, settings)
+    }
+
+    /// The same with the flows of another datapath, whose indexes the tables keep
+    /// (`Tables::followed_by`): both may run at once.
+    ///
+    /// # Errors
+    /// As above; or the flows do not fit, since there are other source addresses.
+    fn load_after(
+        old: Option<&Datapath>,
+        tables: &Tables,
+        settings: &Settings,
+    ) -> Result<Datapath> {
         keep_libbpf_quiet();
         raise_memlock_limit();
         // The object must outlive the skeleton, which must be movable.
@@ -73,11 +90,13 @@ impl Datapath {
             .context("the program has no settings")?;
         rodata.hash_seed = settings.hash_seed;
         rodata.address_mask = tables.addresses.len() as u32 - 1;
-        rodata.service_mask = tables.services.hashed as u32 - 1;
-        rodata.bucket_mask = tables.buckets() as u32 - 1;
+        rodata.listener_mask = tables.listeners.entries.len() as u32 - 1;
+        let buckets = old.map_or(tables.buckets(), Datapath::buckets);
+        rodata.bucket_mask = buckets as u32 - 1;
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
-        rodata.serves_port_ranges = (!tables.services.port_maps.is_empty()).into();
+        rodata.counts_loads = tables.counts_loads.into();
+        rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
         rodata.handles_vlan = settings.handles_vlan.into();
@@ -86,25 +105,32 @@ impl Datapath {
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
 
         let sources = tables.source_ports.len();
-        let backends = tables.backends.len() as u32 + 1;
+        let backends = with_room(tables.backends.len() + 1);
+        let services = tables.services.len() as u32;
         let maps = &mut open.maps;
         for (map, entries) in [
             (&mut maps.addresses, tables.addresses.len() as u32),
-            (&mut maps.services, tables.services.entries.len() as u32),
+            (&mut maps.listeners, tables.listeners.entries.len() as u32),
+            (&mut maps.services, services),
+            (&mut maps.turns, services),
+            (&mut maps.loads, backends),
             (
                 &mut maps.port_maps,
-                tables.services.port_maps.len().max(1) as u32,
+                tables.listeners.port_maps.len().max(1) as u32,
             ),
-            (&mut maps.backends, backends),
+            (&mut maps.backends, tables.backends.len() as u32 + 1),
             (&mut maps.backend_counters, backends),
             (&mut maps.vips, tables.vips.len() as u32),
-            (&mut maps.maglevs, tables.services.count() as u32),
+            (&mut maps.maglevs, with_room(tables.maglevs())),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
-            (&mut maps.buckets, tables.buckets() as u32),
+            (&mut maps.buckets, buckets as u32),
             (&mut maps.ports, sources as u32),
         ] {
             map.set_max_entries(entries)
                 .with_context(|| format!("sizing the map {:?}", map.name()))?;
+        }
+        if let Some(old) = old {
+            old.hand_over(maps, tables)?;
         }
         if let Some(interface) = settings.offload_to {
             open.progs.xdp_proxy.set_ifindex(interface);
@@ -116,22 +142,68 @@ impl Datapath {
 
         take_libbpf_words();
         let skeleton = open.load().map_err(|error| explain_load(&error))?;
-        let mut datapath = Datapath { skeleton, sources };
-        datapath
-            .fill(tables, settings.hash_seed)
-            .context("filling the maps")?;
+        let datapath = Datapath {
+            skeleton,
+            settings: *settings,
+            sources,
+            counts_loads: tables.counts_loads,
+            earlier: Counters::default(),
+        };
+        if old.is_none() {
+            datapath.fill_ports(tables).context("filling the ports")?;
+        }
+        datapath.fill(tables, old).context("filling the maps")?;
         Ok(datapath)
     }
 
-    fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
+    /// Lets the maps that flows live in be those of this datapath, and those with
+    /// counters and look-up tables where they have room.
+    fn hand_over(&self, maps: &mut abi::OpenXdpProxyMaps<'_>, tables: &Tables) -> Result<()> {
+        ensure!(
+            tables.source_ports.len() == self.sources,
+            "flows come from {} source addresses now and would from {}, which can't be changed \
+             while it runs: start again",
+            self.sources,
+            tables.source_ports.len()
+        );
+        let ours = &self.skeleton.maps;
+        let backends = tables.backends.len() + 1;
+        for (map, our, wanted) in [
+            (&mut maps.flows, &ours.flows, 0),
+            (&mut maps.buckets, &ours.buckets, 0),
+            (&mut maps.ports, &ours.ports, 0),
+            (&mut maps.fragments, &ours.fragments, 0),
+            (&mut maps.outcome_counters, &ours.outcome_counters, 0),
+            (&mut maps.backend_counters, &ours.backend_counters, backends),
+            (&mut maps.loads, &ours.loads, backends),
+            (&mut maps.maglevs, &ours.maglevs, tables.maglevs()),
+        ] {
+            if our.max_entries() as usize >= wanted {
+                map.reuse_fd(our.as_fd())
+                    .with_context(|| format!("handing over the map {:?}", our.name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn buckets(&self) -> usize {
+        self.skeleton.maps.buckets.max_entries() as usize
+    }
+
+    fn fill_ports(&self, tables: &Tables) -> Result<()> {
         for source in 0..self.sources {
-            let ports = tables.shuffled_ports(source, seed.wrapping_add(source as u64));
+            let seed = self.settings.hash_seed.wrapping_add(source as u64);
+            let ports = tables.shuffled_ports(source, seed);
             put(
                 &self.skeleton.maps.ports,
                 source as u32,
                 &*port_queue(&ports),
             )?;
         }
+        Ok(())
+    }
+
+    fn fill(&self, tables: &Tables, old: Option<&Datapath>) -> Result<()> {
         for (vip, index) in tables.vips.iter().zip(0..) {
             let entry = types::ip_address {
                 address: abi::address_words(*vip),
@@ -147,20 +219,49 @@ impl Datapath {
         for index in 1..=tables.backends.len() {
             self.write_backend(tables, index)?;
         }
-        for index in 0..tables.services.count() {
-            self.write_maglev(tables, index)?;
+        let shares = |map: fn(&abi::XdpProxyMaps<'_>) -> u32| {
+            old.is_some_and(|old| map(&old.skeleton.maps) == map(&self.skeleton.maps))
+        };
+        let has_tables = shares(|maps| map_id(&maps.maglevs));
+        for (index, service) in tables.services.iter().enumerate() {
+            if service.fresh || !has_tables {
+                self.write_maglev(tables, index)?;
+            }
+            self.write_service(tables, index)?;
         }
-        for (map, index) in tables.services.port_maps.iter().zip(0..) {
+        if shares(|maps| map_id(&maps.backend_counters)) {
+            for index in &tables.recycled {
+                self.clear_counters(*index)?;
+            }
+        }
+        if let Some(old) = old.filter(|_| tables.counts_loads)
+            && !(old.counts_loads && shares(|maps| map_id(&maps.loads)))
+        {
+            let counters = old.counters(old.backends())?;
+            for (counters, index) in counters.backends.iter().zip(1..) {
+                put(&self.skeleton.maps.loads, index, &counters.flows())?;
+            }
+        }
+        for (map, index) in tables.listeners.port_maps.iter().zip(0..) {
             put(&self.skeleton.maps.port_maps, index, map)?;
         }
         // These two make packets ours, so they come last.
-        for (entry, index) in tables.services.entries.iter().zip(0..) {
-            put(&self.skeleton.maps.services, index, entry)?;
+        for (entry, index) in tables.listeners.entries.iter().zip(0..) {
+            put(&self.skeleton.maps.listeners, index, entry)?;
         }
-        for (entry, index) in tables.addresses.iter().zip(0..) {
-            put(&self.skeleton.maps.addresses, index, entry)?;
+        for place in 0..tables.addresses.len() {
+            self.write_address(tables, place)?;
         }
         Ok(())
+    }
+
+    /// Writes the place `place` of the addresses.
+    pub fn write_address(&self, tables: &Tables, place: usize) -> Result<()> {
+        put(
+            &self.skeleton.maps.addresses,
+            place as u32,
+            &tables.addresses[place],
+        )
     }
 
     /// Writes the record of backend `index` (from 1).
@@ -174,17 +275,35 @@ impl Datapath {
 
     /// Writes the look-up table of service `index`.
     pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
-        let entries = tables.maglev(index);
-        let mut bytes: Vec<u8> = entries
+        let mut bytes: Vec<u8> = tables
+            .maglev(index)
             .iter()
             .flat_map(|entry| entry.to_ne_bytes())
             .collect();
         bytes.resize(size_of::<types::maglev>(), 0);
+        let place = tables.services[index].entry.maglev;
         self.skeleton
             .maps
             .maglevs
-            .update(&(index as u32).to_ne_bytes(), &bytes, MapFlags::ANY)
-            .context("writing a look-up table")
+            .update(&place.to_ne_bytes(), &bytes, MapFlags::ANY)
+            .context("writing a look-up table")?;
+        self.write_service(tables, index)
+    }
+
+    fn write_service(&self, tables: &Tables, index: usize) -> Result<()> {
+        let entry = tables.service_entry(index);
+        put(&self.skeleton.maps.services, index as u32, &entry)
+    }
+
+    /// Counts a backend's index from zero: another backend has it now.
+    fn clear_counters(&self, index: usize) -> Result<()> {
+        let zeros = vec![vec![0; size_of::<types::backend_counters>()]; cpus()];
+        self.skeleton
+            .maps
+            .backend_counters
+            .update_percpu(&(index as u32).to_ne_bytes(), &zeros, MapFlags::ANY)
+            .context("clearing counters")?;
+        put(&self.skeleton.maps.loads, index as u32, &0u64)
     }
 
     /// Tells the program which frames the interface receives: its MAC, and the
@@ -221,6 +340,37 @@ impl Datapath {
             old.as_fd(),
             other.hook,
         )
+    }
+
+    /// A datapath with other tables, to which this one's flows belong as well.
+    ///
+    /// # Errors
+    /// As of [`Datapath::load`]; or there are other source addresses.
+    pub fn successor(&self, tables: &Tables, handles_vlan: bool) -> Result<Datapath> {
+        let settings = Settings {
+            handles_vlan,
+            ..self.settings
+        };
+        Datapath::load_after(Some(self), tables, &settings)
+    }
+
+    /// Goes on with the counts of the datapath whose place this one has taken.
+    pub fn count_on(&mut self, old: &Datapath) -> Result<()> {
+        let maps = [&self.skeleton.maps, &old.skeleton.maps];
+        let [our, their] = maps.map(|maps| map_id(&maps.backend_counters));
+        self.earlier = if our == their {
+            old.earlier.clone()
+        } else {
+            Counters {
+                backends: old.counters(old.backends())?.backends,
+                ..Counters::default()
+            }
+        };
+        Ok(())
+    }
+
+    fn backends(&self) -> usize {
+        self.skeleton.maps.backends.max_entries() as usize - 1
     }
 
     /// What detaches the program: opening it by its id would take CAP_SYS_ADMIN.
@@ -271,6 +421,9 @@ impl Datapath {
             {
                 total.add(&cpu.into());
             }
+            if let Some(earlier) = self.earlier.backends.get(index as usize - 1) {
+                total.add(earlier);
+            }
             counters.backends.push(total);
         }
         Ok(counters)
@@ -290,18 +443,31 @@ impl Datapath {
 
     /// The ports of a source address that wait for use, the next one first.
     pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let queue = self.ports(source)?;
+        let waiting = queue.tail.wrapping_sub(queue.head);
+        Ok((0..waiting)
+            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
+            .collect())
+    }
+
+    /// How many flows from a source address no client has confirmed yet, and how
+    /// many of them made room for others so far.
+    pub fn unconfirmed(&self, source: usize) -> Result<(u32, u64)> {
+        let queue = self.ports(source)?;
+        Ok((queue.unconfirmed, queue.evicted))
+    }
+
+    fn ports(&self, source: usize) -> Result<Box<types::ports>> {
         let bytes = self
             .skeleton
             .maps
             .ports
             .lookup(&(source as u32).to_ne_bytes(), MapFlags::ANY)?
             .context("no such source address")?;
-        let queue: &types::ports = plain::from_bytes(&bytes)
+        let mut queue = port_queue(&[]);
+        plain::copy_from_bytes(&mut *queue, &bytes)
             .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
-        let waiting = queue.tail.wrapping_sub(queue.head);
-        Ok((0..waiting)
-            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
-            .collect())
+        Ok(queue)
     }
 
     /// The slots that a bucket of the flow table names.
@@ -321,6 +487,15 @@ impl Datapath {
     pub fn program(&self) -> &ProgramMut<'static> {
         &self.skeleton.progs.xdp_proxy
     }
+}
+
+/// Entries of a map that may grow a little: with room for a quarter more.
+fn with_room(entries: usize) -> u32 {
+    (entries + entries / 4 + 4) as u32
+}
+
+fn map_id(map: &MapMut<'_>) -> u32 {
+    map.info().map_or(0, |info| info.info.id)
 }
 
 fn put<T: plain::Plain>(map: &impl MapCore, index: u32, value: &T) -> Result<()> {

@@ -16,3 +16,4 @@ pub mod service;
 pub mod stats;
 pub mod status;
 pub mod tables;
+pub mod vlan;

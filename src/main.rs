@@ -36,10 +36,11 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => {
             let config = load(args.config.clone())?;
             log_to_stderr(&args);
-            runtime.block_on(daemon::run(config))
+            runtime.block_on(daemon::run(args.config.into_input(), config))
         }
         Command::Check(args) => print(&commands::check(&load(args)?)?),
         Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),
+        Command::Reload(args) => print(&commands::reload(args.interface.as_deref())?),
         Command::Stop(args) => print(&runtime.block_on(commands::stop(args.interface.as_deref()))?),
     }
 }

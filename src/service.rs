@@ -172,9 +172,17 @@ pub enum Forwarding {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
-    /// A look-up table by consistent hashing (see [`crate::maglev`]).
+    /// A look-up table by consistent hashing of the client's address and port
+    /// (see [`crate::maglev`]).
     #[default]
     Maglev,
+    /// The same of the client's address alone: all of its flows on one backend.
+    SourceHash,
+    /// In turns, each CPU by itself.
+    RoundRobin,
+    Random,
+    /// The one with the fewest flows for its weight.
+    LeastConnections,
 }
 
 /// One real server of a service.

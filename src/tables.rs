@@ -2,24 +2,56 @@
 //! What the datapath's maps hold for a configuration: pure, so that the same
 //! configuration gives the same bytes on every host (but for the seed).
 
-mod services;
+mod listeners;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::abi;
 use crate::maglev::{self, Member};
-use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service};
-pub use services::Services;
+use crate::service::{
+    Backend, Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
+};
+pub use listeners::Listeners;
+
+/// Whether an index stands for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    Configured,
+    /// No longer configured, but flows of it were left at the last reload.
+    Leaving,
+    /// The next that is configured may have the index.
+    Vacant,
+}
+
+/// A service as the datapath knows it.
+#[derive(Clone, Debug)]
+pub struct ServiceTable {
+    pub listen: Listen,
+    pub scheduler: Scheduler,
+    pub tenure: Tenure,
+    /// Its place in the configuration.
+    pub number: usize,
+    pub entry: abi::service,
+    /// Its look-up table is not written yet.
+    pub fresh: bool,
+    /// The indexes of its backends that are configured.
+    pub backends: Vec<usize>,
+}
+
+/// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
+const FRAGMENT_BYTES: usize = 128;
 
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct BackendTable {
+    /// The index of its service.
     pub service: usize,
+    pub tenure: Tenure,
     pub backend: Backend,
     /// The source address that the configuration gives it, whatever the routes say.
     pub source: Option<IpAddr>,
@@ -68,21 +100,27 @@ impl Path {
     }
 }
 
-/// The contents of the maps. Indexes follow the configuration's order;
-/// backends count from 1.
+/// The contents of the maps. What an index stands for stays so while flows may
+/// have it; backends count from 1.
+#[derive(Default)]
 pub struct Tables {
     pub vips: Vec<IpAddr>,
     pub sources: Vec<IpAddr>,
     pub addresses: Vec<abi::address>,
-    pub services: Services,
+    pub listeners: Listeners,
+    pub services: Vec<ServiceTable>,
     pub backends: Vec<BackendTable>,
     /// Some service is of IPv6.
     pub serves_ipv6: bool,
     /// Some service is of UDP.
     pub serves_udp: bool,
+    /// Some service goes by the backends' flows.
+    pub counts_loads: bool,
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
+    /// The backends whose indexes stood for others before.
+    pub recycled: Vec<usize>,
 }
 
 impl Tables {
@@ -97,74 +135,274 @@ impl Tables {
         tick: Duration,
         path_of: impl Fn(IpAddr) -> Path,
     ) -> Result<Tables> {
-        let mut vips = Vec::new();
-        let mut backends = Vec::new();
-        // Each source address, with the service that fixed its ports.
-        let mut sources: Vec<(IpAddr, &Service)> = Vec::new();
-        for (index, service) in config.services.iter().enumerate() {
-            if !vips.contains(&service.listen.vip) {
-                vips.push(service.listen.vip);
-            }
-            let first = backends.len();
-            for backend in &service.backends {
-                let mut table = BackendTable {
-                    service: index,
-                    backend: *backend,
-                    source: service.source.first().copied(),
-                    path: Path::default(),
-                };
-                table.path = table.path_after(path_of(backend.address.ip()));
-                backends.push(table);
-            }
-            let reached_from = backends[first..].iter().filter_map(|b| b.path.source);
-            for address in service.source.iter().copied().chain(reached_from) {
-                match sources.iter().find(|(known, _)| *known == address) {
-                    None => sources.push((address, service)),
-                    Some((_, other)) => ensure!(
-                        other.source_ports == service.source_ports,
-                        "the services {:?} and {:?} both send from {address}: give them the same \
-                         `source_ports`",
-                        other.name,
-                        service.name
-                    ),
-                }
-            }
-        }
-        ensure!(
-            sources.len() <= SOURCES_MAX,
-            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
-            sources.len()
-        );
-        let first_ports = &config.services[0].source_ports;
-        let mut source_ports: Vec<_> = sources
-            .iter()
-            .map(|(_, service)| service.source_ports.clone())
-            .collect();
-        if source_ports.is_empty() {
-            source_ports.push(first_ports.clone());
-        }
-        let sources: Vec<IpAddr> = sources.into_iter().map(|(address, _)| address).collect();
+        Tables::default().followed_by(config, tick, path_of, |_| false)
+    }
+
+    /// The tables of another configuration, in which everything keeps the index
+    /// that it had. `has_flows` tells of a backend's index whether flows have it.
+    ///
+    /// # Errors
+    /// As above, and other ports of a source address than it had.
+    pub fn followed_by(
+        &self,
+        config: &Config,
+        tick: Duration,
+        path_of: impl Fn(IpAddr) -> Path,
+        has_flows: impl Fn(usize) -> bool,
+    ) -> Result<Tables> {
         let mut tables = Tables {
-            addresses: Vec::new(),
-            services: Services::new(config, tick, &vips, &sources)?,
-            vips,
-            sources,
-            backends,
+            vips: self.vips.clone(),
+            sources: self.sources.clone(),
+            source_ports: self.source_ports.clone(),
             serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
             serves_udp: config
                 .services
                 .iter()
                 .any(|s| s.listen.protocol == Protocol::Udp),
-            source_ports,
+            counts_loads: config
+                .services
+                .iter()
+                .any(|s| s.scheduler == Scheduler::LeastConnections),
+            ..Tables::default()
         };
+        tables.leave(self, has_flows);
+        let mut indexes: HashMap<Listen, usize> = HashMap::new();
+        for (index, service) in tables.services.iter().enumerate() {
+            if service.tenure != Tenure::Vacant {
+                indexes.insert(service.listen, index);
+            }
+        }
+        let vacant =
+            |(index, old): (usize, &ServiceTable)| (old.tenure == Tenure::Vacant).then_some(index);
+        let mut vacant: Vec<usize> = self
+            .services
+            .iter()
+            .enumerate()
+            .filter_map(vacant)
+            .collect();
+        let mut vacant_backends: Vec<usize> = (1..)
+            .zip(&self.backends)
+            .filter_map(|(index, old)| (old.tenure == Tenure::Vacant).then_some(index))
+            .collect();
+        let known: HashMap<_, usize> = (1..)
+            .zip(&tables.backends)
+            .filter(|(_, known)| known.tenure != Tenure::Vacant)
+            .map(|(index, known)| ((known.service, known.backend.address), index))
+            .collect();
+        // Each source address, with the service that fixed its ports.
+        let mut users: HashMap<IpAddr, &Service> = HashMap::new();
+        for (number, service) in config.services.iter().enumerate() {
+            let index = match indexes.get(&service.listen) {
+                Some(index) => *index,
+                None => vacant.pop().unwrap_or(tables.services.len()),
+            };
+            tables.put_service(index, number, service);
+            tables.put_backends(index, service, &path_of, &known, &mut vacant_backends);
+            tables.put_sources(index, service, &mut users)?;
+        }
+        tables.enter_services(self, config, tick);
+        if tables.source_ports.is_empty() {
+            tables
+                .source_ports
+                .push(config.services[0].source_ports.clone());
+        }
+        tables.listeners = tables.listen()?;
         tables.addresses = tables.place_addresses()?;
         Ok(tables)
+    }
+
+    /// Takes over the old services and backends as such that leave.
+    fn leave(&mut self, old: &Tables, has_flows: impl Fn(usize) -> bool) {
+        let tenure = |tenure, stays: bool| match tenure {
+            Tenure::Vacant => Tenure::Vacant,
+            _ if stays => Tenure::Leaving,
+            _ => Tenure::Vacant,
+        };
+        for (index, backend) in (1..).zip(&old.backends) {
+            let mut backend = backend.clone();
+            backend.tenure = tenure(backend.tenure, has_flows(index));
+            self.backends.push(backend);
+        }
+        let leaving = |backend: &&BackendTable| backend.tenure == Tenure::Leaving;
+        let busy: HashSet<usize> = self
+            .backends
+            .iter()
+            .filter(leaving)
+            .map(|b| b.service)
+            .collect();
+        for (index, service) in old.services.iter().enumerate() {
+            let mut service = service.clone();
+            service.tenure = tenure(service.tenure, busy.contains(&index));
+            service.backends.clear();
+            self.services.push(service);
+        }
+    }
+
+    fn put_service(&mut self, index: usize, number: usize, service: &Service) {
+        let table = ServiceTable {
+            listen: service.listen,
+            scheduler: service.scheduler,
+            tenure: Tenure::Configured,
+            number,
+            entry: abi::service::default(),
+            fresh: true,
+            backends: Vec::with_capacity(service.backends.len()),
+        };
+        put(&mut self.services, index, table);
+        if !self.vips.contains(&service.listen.vip) {
+            let in_use = |vip: &IpAddr| {
+                let mut services = self.services.iter();
+                services.any(|s| s.tenure != Tenure::Vacant && s.listen.vip == *vip)
+            };
+            let free = self.vips.iter().position(|vip| !in_use(vip));
+            let place = free.unwrap_or(self.vips.len());
+            put(&mut self.vips, place, service.listen.vip);
+        }
+    }
+
+    fn put_backends(
+        &mut self,
+        service_index: usize,
+        service: &Service,
+        path_of: &impl Fn(IpAddr) -> Path,
+        known: &HashMap<(usize, SocketAddr), usize>,
+        vacant: &mut Vec<usize>,
+    ) {
+        for backend in &service.backends {
+            let known = known.get(&(service_index, backend.address)).copied();
+            let mut table = BackendTable {
+                service: service_index,
+                tenure: Tenure::Configured,
+                backend: *backend,
+                source: service.source.first().copied(),
+                path: known.map_or_else(Path::default, |index| self.backends[index - 1].path),
+            };
+            table.path = table.path_after(path_of(backend.address.ip()));
+            let index = known
+                .or_else(|| {
+                    let index = vacant.pop()?;
+                    self.recycled.push(index);
+                    Some(index)
+                })
+                .unwrap_or(self.backends.len() + 1);
+            put(&mut self.backends, index - 1, table);
+            self.services[service_index].backends.push(index);
+        }
+    }
+
+    /// What flows keep to. A service whose look-up table stays as it was keeps its
+    /// place too; of another one, the old table is left alone.
+    fn enter_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let places = |service: &ServiceTable| service.entry.maglev;
+        let mut taken: HashSet<u32> = old.services.iter().filter(in_use).map(places).collect();
+        let mut free = 0;
+        for index in 0..self.services.len() {
+            let table = &self.services[index];
+            if table.tenure != Tenure::Configured {
+                continue;
+            }
+            let same = old
+                .services
+                .get(index)
+                .filter(|old| old.tenure != Tenure::Vacant && old.scheduler == table.scheduler);
+            let kept = same.filter(|_| old.members(index) == self.members(index));
+            let place = kept.map_or_else(
+                || {
+                    while !taken.insert(free) {
+                        free += 1;
+                    }
+                    free
+                },
+                places,
+            );
+            let service = &config.services[table.number];
+            let position = |all: &[IpAddr], address| all.iter().position(|known| known == address);
+            let sources = service.source.iter();
+            let sources: Vec<usize> = sources
+                .filter_map(|source| position(&self.sources, source))
+                .collect();
+            let vip = position(&self.vips, &service.listen.vip).unwrap_or_default();
+            let fresh = kept.is_none();
+            let table = &mut self.services[index];
+            table.fresh = fresh;
+            table.entry = abi::service_entry(service, vip, place as usize, &sources, tick);
+        }
+    }
+
+    /// How many look-up tables must fit.
+    pub fn maglevs(&self) -> usize {
+        let places = self.services.iter().map(|service| service.entry.maglev);
+        places.max().map_or(0, |last| last as usize + 1)
+    }
+
+    /// The addresses that the service's flows come from.
+    fn put_sources<'a>(
+        &mut self,
+        service_index: usize,
+        service: &'a Service,
+        users: &mut HashMap<IpAddr, &'a Service>,
+    ) -> Result<()> {
+        let backends = self.services[service_index].backends.iter();
+        let reached_from = backends.filter_map(|index| self.backends[index - 1].path.source);
+        let addresses: Vec<IpAddr> = service.source.iter().copied().chain(reached_from).collect();
+        for address in addresses {
+            let ports = &service.source_ports;
+            let user = *users.entry(address).or_insert(service);
+            ensure!(
+                user.source_ports == *ports,
+                "the services {:?} and {:?} both send from {address}: give them the same                  `source_ports`",
+                user.name,
+                service.name
+            );
+            match self.sources.iter().position(|known| *known == address) {
+                Some(place) => ensure!(
+                    self.source_ports[place] == *ports,
+                    "flows from {address} have the source ports {}, which service {:?} can't                      change to {ports} while it runs: start again",
+                    self.source_ports[place],
+                    service.name
+                ),
+                None => {
+                    self.sources.push(address);
+                    self.source_ports.truncate(self.sources.len() - 1);
+                    self.source_ports.push(ports.clone());
+                }
+            }
+        }
+        ensure!(
+            self.sources.len() <= SOURCES_MAX,
+            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
+            self.sources.len()
+        );
+        Ok(())
+    }
+
+    /// Where what is configured is found.
+    fn listen(&self) -> Result<Listeners> {
+        let configured = self.services.iter().enumerate();
+        let listens: Vec<_> = configured
+            .filter(|(_, service)| service.tenure == Tenure::Configured)
+            .map(|(index, service)| (service.listen, usize::from(service.entry.vip) - 1, index))
+            .collect();
+        Listeners::new(&listens)
     }
 
     /// The hash table over VIPs and source addresses.
     fn place_addresses(&self) -> Result<Vec<abi::address>> {
         let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
-        for (index, vip) in self.vips.iter().enumerate() {
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let served: HashSet<IpAddr> = self
+            .services
+            .iter()
+            .filter(in_use)
+            .map(|service| service.listen.vip)
+            .collect();
+        for (index, vip) in self
+            .vips
+            .iter()
+            .enumerate()
+            .filter(|(_, vip)| served.contains(vip))
+        {
             roles.entry(*vip).or_default().0 = Some(index);
         }
         for (index, source) in self.sources.iter().enumerate() {
@@ -174,7 +412,24 @@ impl Tables {
             .into_iter()
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
-        services::place(&entries, abi::address_place)
+        listeners::place(&entries, abi::address_place)
+    }
+
+    /// Takes in which VIPs the host has: the datapath answers echo for the
+    /// others. Returns the places of `addresses` that are new.
+    pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (place, entry) in self.addresses.iter_mut().enumerate() {
+            let vip = usize::from(entry.vip).checked_sub(1);
+            let answers = vip
+                .is_some_and(|vip| !held.contains(&self.vips[vip]))
+                .into();
+            if entry.answers_echo != answers {
+                entry.answers_echo = answers;
+                changed.push(place);
+            }
+        }
+        changed
     }
 
     /// The record of backend `index` (from 1).
@@ -194,26 +449,53 @@ impl Tables {
             table.backend.address.port(),
             path,
             table.path.alive,
+            table.backend.weight,
+            table.service,
         )
     }
 
-    /// The look-up table of service `index`, over the backends that are alive.
-    pub fn maglev(&self, index: usize) -> Box<[u16]> {
-        // Backends stand in the order of their services.
-        let first = self.backends.partition_point(|table| table.service < index);
-        let alive: Vec<Member> = (first + 1..)
-            .zip(&self.backends[first..])
-            .take_while(|(_, table)| table.service == index)
+    /// The backends of service `index` that take new flows.
+    fn members(&self, index: usize) -> Vec<Member> {
+        self.services[index]
+            .backends
+            .iter()
+            .map(|number| (*number, &self.backends[number - 1]))
             .filter(|(number, table)| {
-                table.path.alive && self.backend_entry(*number).reachable != 0
+                table.path.alive
+                    && table.backend.weight > 0
+                    && self.backend_entry(*number).reachable != 0
             })
             .map(|(number, table)| Member {
                 identity: table.backend.address,
                 weight: table.backend.weight,
                 index: number as u16,
             })
-            .collect();
-        maglev::table(&alive)
+            .collect()
+    }
+
+    /// The record of service `index`.
+    pub fn service_entry(&self, index: usize) -> abi::service {
+        let service = &self.services[index];
+        let members = match service.scheduler {
+            Scheduler::LeastConnections => self.members(index).len(),
+            _ => 0,
+        };
+        abi::service {
+            members: members as u32,
+            ..service.entry
+        }
+    }
+
+    /// The look-up table of service `index`, over the backends that take new flows.
+    pub fn maglev(&self, index: usize) -> Box<[u16]> {
+        let members = self.members(index);
+        match self.services[index].scheduler {
+            Scheduler::LeastConnections => maglev::roll(&members),
+            Scheduler::RoundRobin => maglev::turns(&members),
+            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => {
+                maglev::table(&members)
+            }
+        }
     }
 
     /// The ports of one source address in the order in which they are first
@@ -244,11 +526,21 @@ impl Tables {
         let backends = self.backends.len() + 1;
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
-            + self.services.entries.len() * size_of::<abi::service>()
-            + self.services.port_maps.len().max(1) * size_of::<abi::port_map>()
+            + self.services.len() * size_of::<abi::service>()
+            + self.listeners.entries.len() * size_of::<abi::listener>()
+            + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()
             + self.addresses.len() * size_of::<abi::address>()
-            + self.services.count() * size_of::<abi::maglev>()
+            + self.services.len() * size_of::<abi::maglev>()
             + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
+            + abi::FRAGMENTED * FRAGMENT_BYTES
+    }
+}
+
+/// Puts a value in a place that is there, or the next one.
+fn put<T>(all: &mut Vec<T>, place: usize, value: T) {
+    match all.get_mut(place) {
+        Some(old) => *old = value,
+        None => all.push(value),
     }
 }
 

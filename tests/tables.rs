@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::rig::{config, service};
 use xdp_proxy::abi;
-use xdp_proxy::service::PortRanges;
-use xdp_proxy::tables::{Path, Tables};
+use xdp_proxy::service::{ListenPorts, PortRanges, Protocol};
+use xdp_proxy::tables::{Path, ServiceTable, Tables};
 
 const TICK: Duration = Duration::from_millis(4);
 
@@ -92,8 +92,9 @@ fn a_service_names_its_sources_by_their_indexes() {
     let sources = ["10.0.0.6", "10.0.0.7", "10.0.0.5", "10.0.0.8"].map(address);
     assert_eq!(tables.sources, sources);
     let named = |port: u16| {
-        let mut entries = tables.services.entries.iter();
-        let entry = entries.find(|entry| entry.port == port.to_be()).unwrap();
+        let mut services = tables.services.iter();
+        let is_it = |table: &&ServiceTable| table.listen.ports == ListenPorts::One(port);
+        let entry = &services.find(is_it).unwrap().entry;
         entry.source[..entry.source_count.into()].to_vec()
     };
     assert_eq!(
@@ -104,26 +105,21 @@ fn a_service_names_its_sources_by_their_indexes() {
 }
 
 /// The service of each port of 10.0.0.5, as its place among the configured.
-fn served(tables: &Tables, protocol: u16) -> Vec<Option<usize>> {
-    let services = &tables.services;
-    let (hashed, several) = services.entries.split_at(services.hashed);
+fn served(tables: &Tables, protocol: u8) -> Vec<Option<usize>> {
+    let listeners = &tables.listeners;
     let at = |port: u16| {
-        let is_it = |entry: &&abi::service| {
+        let is_it = |entry: &&abi::listener| {
             (entry.vip, entry.protocol, entry.port) == (1, protocol, port.to_be())
         };
-        hashed.iter().find(is_it)
+        listeners.entries.iter().find(is_it)
     };
-    let index = |entry: &abi::service| Some(entry.maglev.into());
-    let signpost = at(0);
+    let leads_on = at(0);
     (0..=u16::MAX)
-        .map(|port| match (port, at(port), signpost) {
-            (1.., Some(entry), _) => index(entry),
-            (_, _, Some(signpost)) => {
-                let map = &services.port_maps[usize::from(signpost.port_map)];
-                match map.service[usize::from(port)] {
-                    0 => None,
-                    place => index(&several[usize::from(place) - services.hashed]),
-                }
+        .map(|port| match (port, at(port), leads_on) {
+            (1.., Some(listener), _) => Some(listener.target.into()),
+            (_, _, Some(listener)) => {
+                let map = &listeners.port_maps[usize::from(listener.target)];
+                usize::from(map.service[usize::from(port)]).checked_sub(1)
             }
             _ => None,
         })
@@ -143,8 +139,8 @@ fn port_maps_lead_each_port_to_its_service() {
     ];
     let services = listens.map(|listen| service(listen, &[("10.0.0.2", 1)]));
     let tables = Tables::new(&config(services.into()), TICK, |_| news(1)).unwrap();
-    assert_eq!(tables.services.count(), listens.len());
-    assert_eq!(tables.services.port_maps.len(), 3);
+    assert_eq!(tables.services.len(), listens.len());
+    assert_eq!(tables.listeners.port_maps.len(), 3);
     for (port, service) in (0..).zip(served(&tables, 6)) {
         let wanted = match port {
             0 => None,
@@ -198,14 +194,9 @@ fn memory_and_flows_grow_with_port_maps_and_sources() {
 fn hashes_that_collide_too_much_are_an_error_and_no_endless_loop() {
     let mut by_place: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
     for port in 1..=u16::MAX {
-        let entry = abi::service {
-            vip: 1,
-            protocol: 6,
-            port: port.to_be(),
-            ..Default::default()
-        };
+        let entry = abi::listener_entry(0, port, Protocol::Tcp, 0);
         let ports = by_place
-            .entry(abi::service_place(&entry) % (1 << 15))
+            .entry(abi::listener_place(&entry) % (1 << 15))
             .or_default();
         ports.push(port);
     }
@@ -247,7 +238,7 @@ fn a_thousand_services_on_addresses_and_ports_in_a_row_fit() {
             service(&listen, &[("10.0.0.2:80", 1)])
         });
         let tables = Tables::new(&config(services.collect()), TICK, |_| news(1)).unwrap();
-        let places = (tables.services.hashed, tables.addresses.len());
+        let places = (tables.listeners.entries.len(), tables.addresses.len());
         println!("{shape}: places of services and addresses: {places:?}");
     }
 }

@@ -26,14 +26,17 @@ __noinline int remember_fragment(int outcome)
 {
 	struct packet *packet = packet_at_hand();
 	struct fragment decision = {};
+	const struct flow *flow;
 	struct fragment_key key;
 
 	if (!packet || outcome > OUTCOME_RETURNED)
 		return outcome;
+	flow = flow_at(packet->slot);
 	fragment_key(packet, &key);
 	decision.outcome = outcome;
 	decision.slot = packet->slot;
 	decision.hash = packet->hash;
+	decision.begun = flow ? flow->begun : 0;
 	decision.seen = now();
 	decision.id = packet->new_id;
 	decision.direction = packet->direction;
@@ -54,8 +57,11 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 		return OUTCOME_DROPPED_FRAGMENT;
 	fragment_key(packet, &key);
 	decision = bpf_map_lookup_elem(&fragments, &key);
-	if (!decision || now() - decision->seen > fragment_life)
-		return OUTCOME_DROPPED_FRAGMENT;
+	/* Destination options hide what is behind them, in the first one alone. */
+	if (!decision || ticks_since(&decision->seen) > fragment_life)
+		return packet->protocol == IPPROTO_DSTOPTS ?
+			       OUTCOME_PASSED :
+			       OUTCOME_DROPPED_FRAGMENT;
 	if (decision->outcome == OUTCOME_PASSED)
 		return OUTCOME_PASSED;
 	packet->slot = decision->slot;
@@ -64,15 +70,17 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 	packet->direction = decision->direction;
 	packet->flags = 0;
 	flow = flow_at(packet->slot);
-	if (!flow || !flow->family || flow->hash != packet->hash)
+	/* The client's next flow may have the same port, and another backend. */
+	if (!flow || !flow->family || flow->hash != packet->hash ||
+	    flow->begun != decision->begun)
 		return OUTCOME_DROPPED_FRAGMENT;
 	outcome = check_ip(ctx, packet);
 	if (outcome)
 		return outcome;
 	packet->backend = flow->backend;
 	return packet->direction == FROM_CLIENT ?
-		       forward_packet(ctx, packet) :
-		       return_packet(ctx, packet, flow);
+		       forward_packet(ctx, packet, false) :
+		       return_packet(ctx, packet, flow, false);
 }
 
 #endif /* __XDP_PROXY_FRAGMENT_H__ */

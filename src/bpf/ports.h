@@ -28,7 +28,7 @@ static __always_inline struct ports *ports_of(__u32 slot)
 /*
  * The flow ends: its port goes to the end of the queue. `hash` tells that the
  * record still is of the flow that the caller means; `evict` spares it if it is
- * established by now.
+ * established by now, and forgets it: its client must not go on with it.
  */
 static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 					__u32 hash, bool evict)
@@ -42,14 +42,17 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 		return;
 	bpf_spin_lock(&queue->lock);
 	unconfirmed = flow->state == FLOW_UNCONFIRMED;
-	retires =
-		!flow->retired && flow->hash == hash && (unconfirmed || !evict);
+	retires = !flow->retired && flow->hash == hash &&
+		  flow->state != FLOW_BEGINNING && (unconfirmed || !evict);
 	if (retires) {
 		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
 		queue->unconfirmed -= unconfirmed;
-		queue->evicted += evict;
+		if (evict) {
+			flow->family = 0;
+			queue->evicted++;
+		}
 		queue->port[queue->tail++ % PORTS] = slot;
 	}
 	bpf_spin_unlock(&queue->lock);
@@ -100,7 +103,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
-	__u32 place, timeout, hash;
+	__u32 timeout, hash;
 
 	if (!flow)
 		return 0;
@@ -109,8 +112,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	barrier();
 	if (!flow->family || flow->retired)
 		return 0;
-	place = flow->service;
-	service = bpf_map_lookup_elem(&services, &place);
+	service = service_of(flow->service);
 	if (!service)
 		return 0;
 	if (flow->state == FLOW_ESTABLISHED ||
@@ -156,22 +158,23 @@ static __always_inline __u32 take_port(__u32 source)
 }
 
 /*
- * Where the unconfirmed flows have all of their share, takes the next flow off
- * the list of those that began, and ends it if it is still unconfirmed: the
- * oldest makes room. False: there is room, or nothing to take.
+ * Looks at the first flow on the list of those that began. One that is confirmed or
+ * gone leaves the list; one that is not ends, where the unconfirmed flows have all
+ * of their share: the oldest makes room. False: there is nothing to do.
  */
 __noinline int make_room(__u32 source)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 slot, hash, port = 0;
+	__u32 slot, hash, place, port;
+	bool crowded, waits;
 	struct flow *flow;
 
 	if (!queue)
 		return false;
 	bpf_spin_lock(&queue->lock);
-	if (queue->unconfirmed >= queue->unconfirmed_max &&
-	    queue->begun_head != queue->begun_tail)
-		port = queue->begun[queue->begun_head++ % PORTS];
+	crowded = queue->unconfirmed >= queue->unconfirmed_max;
+	place = queue->begun_head;
+	port = place == queue->begun_tail ? 0 : queue->begun[place % PORTS];
 	bpf_spin_unlock(&queue->lock);
 	slot = source << PORT_BITS | port;
 	flow = flow_at(slot);
@@ -179,9 +182,27 @@ __noinline int make_room(__u32 source)
 		return false;
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
-	if (flow->family && flow->state == FLOW_UNCONFIRMED)
+	/* Else the port had another flow then: this one's place is further on. */
+	waits = flow->begun == place && !flow->retired &&
+		(flow->state == FLOW_BEGINNING ||
+		 flow->state == FLOW_UNCONFIRMED);
+	if (waits && !crowded)
+		return false;
+	bpf_spin_lock(&queue->lock);
+	queue->begun_head += queue->begun_head == place;
+	bpf_spin_unlock(&queue->lock);
+	if (waits)
 		retire_flow(flow, slot, hash, true);
 	return true;
+}
+
+/* Tidies the list, so that a flood finds the oldest at once. */
+__noinline int tidy(__u32 source)
+{
+	for (int i = 0; i < TIDY_ROUND; i++)
+		if (!make_room(source))
+			break;
+	return 0;
 }
 
 /*
@@ -218,14 +239,15 @@ static __always_inline void claim_flow(struct flow *flow, __u32 slot,
 	old_hash = flow->hash;
 	flow->family = 0;
 	flow->seen = tick;
-	flow->state = FLOW_UNCONFIRMED;
+	flow->state = FLOW_BEGINNING;
 	barrier();
 	flow->hash = hash;
 	flow->retired = false;
 	queue->unconfirmed++;
 	if (queue->begun_tail - queue->begun_head == PORTS)
 		queue->begun_head++;
-	queue->begun[queue->begun_tail++ % PORTS] = slot;
+	flow->begun = queue->begun_tail++;
+	queue->begun[flow->begun % PORTS] = slot;
 	bpf_spin_unlock(&queue->lock);
 	if (was_used)
 		unlink_flow(flow, slot, old_hash, false);

@@ -2,8 +2,8 @@
 /*
  * Which address and which service a packet is for. Both tables are laid out by
  * userspace (src/abi.rs computes the same hashes) so that PROBES places are
- * enough; mostly the first one tells. A service on several ports stands behind
- * the hash table, and is found by its VIP's port map: after those on one port.
+ * enough; mostly the first one tells. A service on several ports is found by its
+ * VIP's port map: after those on one port.
  */
 #ifndef __XDP_PROXY_SERVICE_H__
 #define __XDP_PROXY_SERVICE_H__
@@ -59,60 +59,68 @@ static __always_inline enum outcome find_address(struct packet *packet)
 	return OUTCOME_PASSED;
 }
 
-/* The entry of a port of the packet's VIP and protocol, and its place. */
-static __always_inline const struct service *
-service_at(const struct packet *packet, __be16 port, __u32 *place)
+/* The entry of a port of the packet's VIP and protocol; NULL: none. */
+static __always_inline const struct listener *
+listener_at(const struct packet *packet, __be16 port)
 {
-	__u32 hash = place_hash((__u64)packet->vip << 32 |
-				packet->protocol << 16 | port);
+	__u32 place = place_hash((__u64)packet->vip << 32 |
+				 packet->protocol << 16 | port);
 
 #pragma unroll
-	for (int i = 0; i < PROBES; i++, hash++) {
-		__u32 key = hash & service_mask;
-		const struct service *service =
-			bpf_map_lookup_elem(&services, &key);
+	for (int i = 0; i < PROBES; i++, place++) {
+		__u32 key = place & listener_mask;
+		const struct listener *listener =
+			bpf_map_lookup_elem(&listeners, &key);
 
-		if (!service || !service->vip)
+		if (!listener || !listener->vip)
 			break;
-		if (service->vip == packet->vip && service->port == port &&
-		    service->protocol == packet->protocol) {
-			*place = key;
-			return service;
-		}
+		if (listener->vip == packet->vip && listener->port == port &&
+		    listener->protocol == packet->protocol)
+			return listener;
 	}
 	return NULL;
 }
 
-/* The place of the service that has the packet's port among others; 0: none. */
-static __always_inline __u32 place_in_port_map(const struct packet *packet)
+/* Sets service from the port map of the packet's VIP, if it has one. */
+static __always_inline enum outcome find_in_port_map(struct packet *packet)
 {
+	const struct listener *listener = listener_at(packet, 0);
 	const struct port_map *map;
-	const struct service *entry;
-	__u32 place, index;
+	__u32 index;
+	__u16 service;
 
-	entry = service_at(packet, 0, &place);
-	if (!entry)
-		return 0;
-	index = entry->port_map;
+	if (!listener)
+		return OUTCOME_PASSED;
+	index = listener->target;
 	map = bpf_map_lookup_elem(&port_maps, &index);
-	return map ? map->service[bpf_ntohs(packet->dest_port)] : 0;
+	if (!map)
+		return OUTCOME_PASSED;
+	service = map->service[bpf_ntohs(packet->dest_port)];
+	if (!service)
+		return OUTCOME_PASSED;
+	packet->service = service - 1;
+	return OUTCOME_NEXT;
 }
 
 /* Sets service; passes what is for no service of the VIP. */
 static __always_inline enum outcome find_service(struct packet *packet)
 {
-	__u32 place;
+	const struct listener *listener;
 
 	/* Port 0 is nobody's: its entry leads to a port map. */
 	if (!packet->vip || !packet->dest_port)
 		return OUTCOME_PASSED;
-	if (!service_at(packet, packet->dest_port, &place)) {
-		place = serves_port_ranges ? place_in_port_map(packet) : 0;
-		if (!place)
-			return OUTCOME_PASSED;
-	}
-	packet->service = place;
+	listener = listener_at(packet, packet->dest_port);
+	if (!listener)
+		return serves_port_ranges ? find_in_port_map(packet) :
+					    OUTCOME_PASSED;
+	packet->service = listener->target;
 	return OUTCOME_NEXT;
+}
+
+static __always_inline const struct service *service_of(__u32 index)
+{
+	return bpf_map_lookup_elem(&services, &index);
 }
 
 #endif /* __XDP_PROXY_SERVICE_H__ */

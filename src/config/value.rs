@@ -22,7 +22,13 @@ pub const MODES: [(&str, Mode); 4] = [
     ("offload", Mode::Offload),
 ];
 pub(super) const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
-pub(super) const SCHEDULERS: [(&str, Scheduler); 1] = [("maglev", Scheduler::Maglev)];
+pub(super) const SCHEDULERS: [(&str, Scheduler); 5] = [
+    ("maglev", Scheduler::Maglev),
+    ("source-hash", Scheduler::SourceHash),
+    ("round-robin", Scheduler::RoundRobin),
+    ("random", Scheduler::Random),
+    ("least-connections", Scheduler::LeastConnections),
+];
 
 /// The value that the word stands for.
 pub(super) fn choice<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T> {
@@ -44,6 +50,11 @@ pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'sta
         .iter()
         .find(|(_, known)| *known == value)
         .map_or("", |(word, _)| *word)
+}
+
+/// The word of a scheduler.
+pub fn scheduler_word(scheduler: Scheduler) -> &'static str {
+    word(&SCHEDULERS, scheduler)
 }
 
 /// `VIP:PORTS[/tcp|/udp]`, the ports being `80`, `8000-8099` or `*`.

@@ -86,6 +86,11 @@ pub fn detach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> 
     attach_fd(interface, None, program, hook)
 }
 
+/// Puts a program in the place of another one in one step.
+pub fn replace_fd(interface: u32, new: BorrowedFd, old: BorrowedFd, hook: Hook) -> Result<()> {
+    attach_fd(interface, Some(new), old, hook)
+}
+
 pub(super) fn open_program(program: &Attached) -> Result<OwnedFd> {
     Program::fd_from_id(program.id)
         .with_context(|| format!("opening the XDP program with id {}", program.id))

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The task that follows routes and neighbours and publishes what changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::FutureExt;
-use rtnetlink::packet_route::route::RouteType;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::arp::Arp;
 use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
-use super::reach::{Path, log, reach};
-use super::{DisplayMac, Interface, Mac, Reach, State, refused};
+use super::path::{self, Path};
+use super::probe::{Answer, Prober};
+use super::reach::{log, reach};
+use super::{DisplayMac, Interface, Mac, Reach, State, gone};
 
 /// Questions closer together than this are sent at once.
 const GRAIN: Duration = Duration::from_millis(5);
@@ -34,10 +34,14 @@ pub struct Follower {
     netlink: Netlink,
     events: Events,
     /// `None`: refused, the kernel has to ask.
-    arp: Option<Arp>,
+    prober: Option<Prober>,
     interface: Interface,
     paths: BTreeMap<IpAddr, Path>,
-    hops: BTreeMap<IpAddr, Hop>,
+    /// By the index of the device that leads to them.
+    hops: BTreeMap<(u32, IpAddr), Hop>,
+    vips: BTreeSet<IpAddr>,
+    /// Those of the VIPs that some interface has.
+    held: BTreeSet<IpAddr>,
     /// When everything is to be read from the kernel again, and when it last was.
     read_at: Instant,
     read_last: Instant,
@@ -50,13 +54,13 @@ impl Follower {
     pub async fn start(
         interface: &Interface,
         addresses: Vec<IpAddr>,
+        vips: BTreeSet<IpAddr>,
     ) -> Result<(Follower, watch::Receiver<State>)> {
-        let arp = Arp::open(interface.index);
-        if let Err(error) = &arp {
+        let prober = Prober::open();
+        if let Err(error) = &prober {
             warn!(
-                "no ARP socket on {} ({error}; it takes CAP_NET_RAW): the kernel is told to ask for the \
-                 neighbours' MACs instead, and a changed MAC may go unnoticed for a minute",
-                interface.name
+                "no packet sockets ({error}; they take CAP_NET_RAW): the kernel is told to ask for the \
+                 neighbours' MACs instead, and a changed MAC may go unnoticed for a minute"
             );
         }
         let reach = addresses.iter().map(|address| {
@@ -71,6 +75,7 @@ impl Follower {
         let (state, receiver) = watch::channel(State {
             interface: interface.clone(),
             reach: reach.collect(),
+            held: BTreeSet::new(),
             undecided: addresses.len(),
             ended: None,
         });
@@ -79,7 +84,7 @@ impl Follower {
             // Notifications first, so that nothing falls between them and the reading.
             events: Events::open().context("opening a netlink socket for notifications")?,
             netlink: Netlink::open().context("opening a netlink socket")?,
-            arp: arp.ok(),
+            prober: prober.ok(),
             interface: interface.clone(),
             paths: addresses
                 .into_iter()
@@ -94,6 +99,8 @@ impl Follower {
                 })
                 .collect(),
             hops: BTreeMap::new(),
+            vips,
+            held: BTreeSet::new(),
             read_at: now,
             read_last: now,
             ask_at: now,
@@ -111,9 +118,10 @@ impl Follower {
                     Some(event) => self.take_all(event),
                     None => break "the kernel's notifications broke off".to_owned(),
                 },
-                (address, mac) = answer(self.arp.as_ref(), self.interface.mac) => {
-                    let hop = self.hops.get_mut(&IpAddr::V4(address));
-                    Ok(hop.is_some_and(|hop| hop.answered(mac, Instant::now())))
+                answer = answer(self.prober.as_ref(), self.interface.mac) => {
+                    let hop = self.hops.get_mut(&(answer.device, answer.address));
+                    let (mac, overrides) = (answer.mac, answer.overrides);
+                    Ok(hop.is_some_and(|hop| hop.answered(mac, overrides, Instant::now())))
                 }
                 () = sleep_until(self.ask_at) => Ok(self.ask().await),
                 () = sleep_until(self.read_at) => self.read_again().await,
@@ -145,11 +153,10 @@ impl Follower {
     fn take(&mut self, event: Event) -> Result<bool, Gone> {
         match event {
             Event::Gone(index) if index == self.interface.index => return Err(Gone),
-            Event::Neighbour(interface, address, entry) if interface == self.interface.index => {
-                let hop = self.hops.get_mut(&address);
+            Event::Neighbour(device, address, entry) => {
+                let hop = self.hops.get_mut(&(device, address));
                 return Ok(hop.is_some_and(|hop| hop.learn(entry, Instant::now())));
             }
-            Event::Neighbour(..) => {}
             Event::Link(link) => {
                 // A link that goes down takes routes with it, without a notification for each.
                 self.read_soon();
@@ -209,28 +216,41 @@ impl Follower {
         }
     }
 
-    /// Reads the interface, the routes and the neighbour table.
+    /// Reads the interface, the addresses, the routes and the neighbour tables.
     async fn read(&mut self) -> io::Result<()> {
         let interface = self.netlink.interface(self.interface.index).await?;
         self.set_interface(interface);
+        let all = self.netlink.addresses().await?;
+        let held = all.into_iter().map(|(address, _)| address);
+        self.held = held.filter(|it| self.vips.contains(it)).collect();
 
         let mut found = Vec::with_capacity(self.paths.len());
+        let mut tables = BTreeMap::new();
         for address in self.paths.keys() {
-            let path = self.path(*address).await?;
-            let asker = match path {
-                Path::Via { next_hop, source } => self.asker(*address, next_hop, source).await,
-                Path::Blocked { .. } => None,
+            let path = path::find(&self.netlink, &self.interface, *address).await?;
+            if let Path::Via { device, .. } = &path
+                && !tables.contains_key(&device.index)
+            {
+                let table = self.netlink.neighbours(device.index).await?;
+                tables.insert(device.index, table);
+            }
+            let asker = match self.prober {
+                Some(_) => path::asker(&self.netlink, *address, &path).await,
+                None => None,
             };
             found.push((*address, path, asker));
         }
-        let table = self.netlink.neighbours(self.interface.index).await?;
 
         let mut hops = BTreeMap::new();
         let mut due = spread(found.len());
         for (address, path, asker) in found {
-            if let Path::Via { next_hop, .. } = path {
-                let hop = hops.entry(next_hop).or_insert_with(|| {
-                    let known = self.hops.remove(&next_hop);
+            if let Path::Via {
+                device, next_hop, ..
+            } = &path
+            {
+                let key = (device.index, *next_hop);
+                let hop = hops.entry(key).or_insert_with(|| {
+                    let known = self.hops.remove(&key);
                     known
                         .unwrap_or_else(|| Hop::new(asker, due.next().unwrap_or_else(Instant::now)))
                 });
@@ -240,8 +260,9 @@ impl Follower {
         }
         self.hops = hops;
         let now = Instant::now();
-        for (address, hop) in &mut self.hops {
-            hop.learn(table.get(address).copied(), now);
+        for ((device, address), hop) in &mut self.hops {
+            let table = tables.get(device);
+            hop.learn(table.and_then(|table| table.get(address)).copied(), now);
         }
         self.read_last = now;
         self.read_at = now + READ_ANYWAY;
@@ -249,80 +270,27 @@ impl Follower {
         Ok(())
     }
 
-    async fn path(&self, address: IpAddr) -> io::Result<Path> {
-        let blocked = |why, source| Ok(Path::Blocked { why, source });
-        let route = match self.netlink.route(address, None).await {
-            Err(error) if refused(&error) => {
-                return blocked(format!("no route to {address}"), None);
-            }
-            route => route?,
-        };
-        let here = &self.interface;
-        match (route.kind, route.source) {
-            (RouteType::Local, _) => blocked(format!("{address} is an address of this host"), None),
-            (RouteType::Unicast, source) if route.interface != here.index => {
-                let other = self.netlink.interface(route.interface).await?;
-                blocked(
-                    format!(
-                        "{address} is reached through {}, not {}",
-                        other.name, here.name
-                    ),
-                    source,
-                )
-            }
-            (RouteType::Unicast, Some(source)) => Ok(Path::Via {
-                next_hop: route.gateway.unwrap_or(address),
-                source,
-            }),
-            (RouteType::Unicast, None) => blocked(
-                format!("{} has no address to reach {address} from", here.name),
-                None,
-            ),
-            _ => blocked(format!("{address} is no address of one host"), None),
-        }
-    }
-
-    /// Who asks for the next hop by ARP: the address that reaches the next hop
-    /// itself, which need not be the one that reaches what lies behind it.
-    async fn asker(&self, address: IpAddr, next_hop: IpAddr, source: IpAddr) -> Option<Ipv4Addr> {
-        self.arp.as_ref()?;
-        let asker = if next_hop == address {
-            Some(source)
-        } else {
-            let route = self
-                .netlink
-                .route(next_hop, Some(self.interface.index))
-                .await;
-            route.ok().and_then(|route| route.source).or(Some(source))
-        };
-        match (next_hop, asker) {
-            (IpAddr::V4(_), Some(IpAddr::V4(asker))) => Some(asker),
-            _ => None,
-        }
-    }
-
     /// Asks the hops that are due. True if one was given up.
     async fn ask(&mut self) -> bool {
         let now = Instant::now();
         let mut changed = false;
         let mut next = now + INTERVAL;
-        for (address, hop) in &mut self.hops {
+        for ((device, address), hop) in &mut self.hops {
+            let (device, address) = (*device, *address);
             if hop.due() <= now + GRAIN {
                 changed |= hop.expire(now);
-                let sent = match (hop.ask(now), self.arp.as_ref(), *address) {
-                    (Ask::Arp(asker, at), Some(arp), IpAddr::V4(target)) => {
-                        arp.ask(self.interface.mac, asker, target, at)
+                let sent = match (hop.ask(now), self.prober.as_ref()) {
+                    (Ask::Hop(asker, at), Some(prober)) => {
+                        prober.ask(device, self.interface.mac, asker, address, at)
                     }
-                    (Ask::Create, ..) => {
-                        let created = self.netlink.create(self.interface.index, *address).await;
+                    (Ask::Create, _) => {
+                        let created = self.netlink.create(device, address).await;
                         if created.is_ok() {
                             changed |= hop.learn(Some(Default::default()), now);
                         }
                         created
                     }
-                    (Ask::Refresh, ..) => {
-                        self.netlink.refresh(self.interface.index, *address).await
-                    }
+                    (Ask::Refresh, _) => self.netlink.refresh(device, address).await,
                     _ => Ok(()),
                 };
                 if let Err(error) = sent {
@@ -353,13 +321,16 @@ impl Follower {
                 changes.push((*address, new));
             }
         }
-        let same =
-            changes.is_empty() && undecided == state.undecided && self.interface == state.interface;
+        let same = changes.is_empty()
+            && undecided == state.undecided
+            && self.held == state.held
+            && self.interface == state.interface;
         drop(state);
         if !same {
             self.state.send_modify(|state| {
                 state.reach.extend(changes);
                 state.undecided = undecided;
+                state.held.clone_from(&self.held);
                 state.interface.clone_from(&self.interface);
             });
         }
@@ -384,13 +355,9 @@ impl Follower {
 /// The interface is gone.
 struct Gone;
 
-fn gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::libc::ENODEV)
-}
-
-async fn answer(arp: Option<&Arp>, own: Mac) -> (Ipv4Addr, Mac) {
-    match arp {
-        Some(arp) => arp.answer(own).await,
+async fn answer(prober: Option<&Prober>, own: Mac) -> Answer {
+    match prober {
+        Some(prober) => prober.answer(own).await,
         None => pending().await,
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! One next hop: what the kernel's neighbour table and the hop's own ARP
-//! answers say about its MAC, and when to ask again. Pure: the caller brings
+//! One next hop: what the kernel's neighbour table and the hop's own answers
+//! say about its MAC, and when to ask again. Pure: the caller brings
 //! the time, the news, and sends what [`Hop::ask`] wants sent.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -45,14 +45,14 @@ pub enum Ask {
     Create,
     /// Make the kernel resolve the entry it has again.
     Refresh,
-    /// An ARP request from this address to this MAC; `None`: to everyone.
-    Arp(Ipv4Addr, Option<Mac>),
+    /// Ask the hop itself, from this address, at this MAC; `None`: everyone.
+    Hop(IpAddr, Option<Mac>),
 }
 
 #[derive(Debug)]
 pub struct Hop {
-    /// The sender address of ARP requests; `None`: the kernel has to ask.
-    asker: Option<Ipv4Addr>,
+    /// The address that questions come from; `None`: the kernel has to ask.
+    asker: Option<IpAddr>,
     kernel: Option<Entry>,
     /// The freshest of what the kernel and the hop itself said.
     mac: Option<Mac>,
@@ -67,7 +67,7 @@ pub struct Hop {
 
 impl Hop {
     /// A hop to be asked for the first time at `due`.
-    pub fn new(asker: Option<Ipv4Addr>, due: Instant) -> Hop {
+    pub fn new(asker: Option<IpAddr>, due: Instant) -> Hop {
         Hop {
             asker,
             kernel: None,
@@ -103,7 +103,7 @@ impl Hop {
         self.due
     }
 
-    pub fn set_asker(&mut self, asker: Option<Ipv4Addr>) {
+    pub fn set_asker(&mut self, asker: Option<IpAddr>) {
         self.asker = asker;
     }
 
@@ -144,13 +144,17 @@ impl Hop {
         before != (self.mac, self.silent)
     }
 
-    /// The hop answered from `mac`. True if the MAC or the silence changed.
-    pub fn answered(&mut self, mac: Mac, now: Instant) -> bool {
-        if self.fixed() {
+    /// The hop answered with `mac`; `None`: at the one that was asked. Without
+    /// `overrides` it does not count against another that is known. True if the
+    /// MAC or the silence changed.
+    pub fn answered(&mut self, mac: Option<Mac>, overrides: bool, now: Instant) -> bool {
+        let mac = mac.or(self.mac);
+        let contradicts = self.mac.is_some() && mac != self.mac;
+        if self.fixed() || mac.is_none() || (contradicts && !overrides) {
             return false;
         }
         let before = (self.mac, self.silent);
-        (self.mac, self.silent) = (Some(mac), false);
+        (self.mac, self.silent) = (mac, false);
         (self.heard, self.unanswered) = (now, 0);
         self.due = now + INTERVAL;
         before != (self.mac, self.silent)
@@ -198,7 +202,7 @@ impl Hop {
                 Ask::Create
             }
             None => Ask::Refresh,
-            Some(asker) => Ask::Arp(asker, self.mac.filter(|_| asked == 0)),
+            Some(asker) => Ask::Hop(asker, self.mac.filter(|_| asked == 0)),
         }
     }
 }
@@ -209,7 +213,7 @@ mod tests {
 
     const OLD: Mac = [2, 0, 0, 0, 0, 1];
     const NEW: Mac = [2, 0, 0, 0, 0, 2];
-    const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const ME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
     fn dynamic(mac: Option<Mac>) -> Option<Entry> {
         Some(Entry {
@@ -234,7 +238,7 @@ mod tests {
         let start = Instant::now();
         let mut hop = Hop::new(Some(ME), start);
         assert!(hop.learn(dynamic(Some(OLD)), start));
-        assert!(!hop.answered(OLD, start));
+        assert!(!hop.answered(Some(OLD), true, start));
         let expected: Vec<_> = [
             (400, Some(OLD)),
             (500, None),
@@ -242,14 +246,14 @@ mod tests {
             (700, None),
             (1100, None),
         ]
-        .map(|(at, mac)| (at, Ask::Arp(ME, mac)))
+        .map(|(at, mac)| (at, Ask::Hop(ME, mac)))
         .into();
         assert_eq!(
             asked(&mut hop, start, Duration::from_millis(1200)),
             expected
         );
         assert_eq!(hop.mac(), Some(OLD));
-        assert!(hop.answered(NEW, start));
+        assert!(hop.answered(Some(NEW), true, start));
         assert_eq!(hop.mac(), Some(NEW));
     }
 
@@ -258,15 +262,15 @@ mod tests {
         let start = Instant::now();
         let mut hop = Hop::new(Some(ME), start);
         let silence = asked(&mut hop, start, Duration::from_millis(900));
-        assert!(silence.iter().all(|(_, ask)| *ask == Ask::Arp(ME, None)));
+        assert!(silence.iter().all(|(_, ask)| *ask == Ask::Hop(ME, None)));
         assert!(hop.undecided());
         asked(&mut hop, start, Duration::from_millis(1200));
         assert!(hop.silent() && !hop.undecided());
 
         let back = start + Duration::from_secs(60);
-        assert!(hop.answered(OLD, back));
+        assert!(hop.answered(Some(OLD), true, back));
         assert_eq!(hop.ask(back), Ask::Create);
-        hop.answered(OLD, back);
+        hop.answered(Some(OLD), true, back);
         asked(&mut hop, back, Duration::from_millis(2900));
         assert_eq!(hop.mac(), Some(OLD));
         asked(&mut hop, back, Duration::from_millis(3200));
@@ -278,11 +282,25 @@ mod tests {
         let start = Instant::now();
         let mut hop = Hop::new(Some(ME), start);
         hop.learn(dynamic(Some(OLD)), start);
-        assert!(hop.answered(NEW, start));
+        assert!(hop.answered(Some(NEW), true, start));
         assert!(!hop.learn(dynamic(Some(OLD)), start));
         assert_eq!(hop.mac(), Some(NEW));
         assert!(!hop.learn(dynamic(Some(NEW)), start));
         assert!(hop.learn(dynamic(Some(OLD)), start));
+    }
+
+    #[test]
+    fn an_answer_may_name_no_mac_or_yield_to_the_known_one() {
+        let start = Instant::now();
+        let mut hop = Hop::new(Some(ME), start);
+        assert!(!hop.answered(None, true, start) && hop.undecided());
+        assert!(hop.answered(Some(OLD), false, start));
+        assert!(!hop.answered(Some(NEW), false, start));
+        let late = start + Duration::from_secs(1);
+        assert!(!hop.answered(None, true, late));
+        assert_eq!((hop.mac(), hop.due()), (Some(OLD), late + INTERVAL));
+        assert!(hop.answered(Some(NEW), true, late));
+        assert_eq!(hop.mac(), Some(NEW));
     }
 
     #[test]
@@ -295,7 +313,7 @@ mod tests {
         });
         let mut hop = Hop::new(Some(ME), start);
         assert!(hop.learn(fixed, start));
-        assert!(!hop.answered(NEW, start));
+        assert!(!hop.answered(Some(NEW), true, start));
         assert!(
             asked(&mut hop, start, Duration::from_secs(9))
                 .iter()
@@ -306,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn without_arp_the_kernel_decides() {
+    fn without_an_asker_the_kernel_decides() {
         let start = Instant::now();
         let mut hop = Hop::new(None, start);
         assert_eq!(hop.ask(start), Ask::Create);

@@ -7,8 +7,8 @@
 //! repeated whenever a route, rule, address or interface changed) and MACs
 //! from the kernel's neighbour table. Packets sent at XDP pass the stack by,
 //! so that the kernel never notices that a neighbour it has not used changed
-//! its MAC. Therefore this asks each next hop by ARP two or three times a
-//! second: the MAC that is known first, which troubles nobody else, and a
+//! its MAC. Therefore this asks each next hop, by ARP or by neighbour
+//! solicitation, two or three times a second: the MAC that is known first, which troubles nobody else, and a
 //! tenth of a second later everyone. The kernel reads the answers too and
 //! keeps its own table current by them, but it refuses a MAC for a second after an
 //! entry last changed (`locktime`); so the answers are read here as well, and
@@ -18,16 +18,23 @@
 //! next hops that answered: the kernel's table is small and shared by all
 //! network namespaces of the host.
 //!
-//! Without CAP_NET_RAW, and for IPv6 next hops, it is the kernel that is told
-//! to ask, once a second; it takes up to a minute to notice a changed MAC.
+//! Routes may lead through VLAN devices that are stacked on the interface; the
+//! next hop is asked through these, and the tags that they put on a frame are told.
+//!
+//! Without CAP_NET_RAW it is the kernel that is told to ask, once a second; it
+//! takes up to a minute to notice a changed MAC.
 
 mod arp;
+mod decode;
 mod follow;
 mod hop;
+mod ndp;
 mod netlink;
+mod path;
+mod probe;
 mod reach;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -56,9 +63,27 @@ pub struct Interface {
     pub up: bool,
     /// What made it: "veth", "bridge", "tun"...; `None`: mostly hardware.
     pub kind: Option<String>,
+    /// Of a VLAN device: what it puts on a frame, and where that goes on.
+    pub vlan: Option<Vlan>,
     pub peer: Peer,
     /// The id of the XDP program attached to it, if there is exactly one.
     pub xdp_program: Option<u32>,
+}
+
+/// What makes an interface a VLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    pub tag: Tag,
+    /// The index of the interface that it is stacked on, in this network namespace.
+    pub below: u32,
+}
+
+/// A VLAN tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// 0x8100 for 802.1Q, 0x88a8 for 802.1ad.
+    pub protocol: u16,
+    pub id: u16,
 }
 
 /// Where the other end of a veth is.
@@ -78,6 +103,8 @@ pub enum Reach {
     Resolved {
         /// The next hop's.
         mac: Mac,
+        /// Of the VLAN that the next hop is in, outermost first.
+        tags: Vec<Tag>,
         /// The address itself, or the router's.
         next_hop: IpAddr,
         /// The address that the kernel would send from.
@@ -107,6 +134,19 @@ impl fmt::Display for DisplayMac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Displays `VLAN 10`, or `VLAN 100.10` of two tags, or `no VLAN`.
+pub struct DisplayTags<'a>(pub &'a [Tag]);
+
+impl fmt::Display for DisplayTags<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("no VLAN"),
+            [tag] => write!(f, "VLAN {}", tag.id),
+            [outer @ .., tag] => write!(f, "{}.{}", DisplayTags(outer), tag.id),
+        }
     }
 }
 
@@ -152,7 +192,8 @@ pub async fn interface_with_index(index: u32) -> Result<Interface> {
 pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>> {
     let netlink = open()?;
     let doing = || format!("looking for the interface that has {address}");
-    for index in netlink.holders(address).await.with_context(doing)? {
+    let all = netlink.addresses().await.with_context(doing)?;
+    for (_, index) in all.into_iter().filter(|(held, _)| *held == address) {
         let interface = netlink.interface(index).await.with_context(doing)?;
         if interface.name != "lo" && interface.kind.as_deref() != Some("dummy") {
             return Ok(Some(interface));
@@ -163,10 +204,9 @@ pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>
 
 /// Whether any interface has the address, be it the loopback.
 pub async fn is_held(address: IpAddr) -> Result<bool> {
-    let holders = open()?.holders(address).await;
-    Ok(!holders
-        .with_context(|| format!("looking for the interface that has {address}"))?
-        .is_empty())
+    let all = open()?.addresses().await;
+    let all = all.with_context(|| format!("looking for the interface that has {address}"))?;
+    Ok(all.iter().any(|(held, _)| *held == address))
 }
 
 /// The interface that packets for the address leave by; `None` without a route,
@@ -186,6 +226,14 @@ pub async fn interface_towards(address: IpAddr) -> Result<Option<Interface>> {
     }
 }
 
+/// The tags of what `device` sends by way of the interface, outermost first:
+/// none if it is the interface itself. `None`: it is not stacked on it.
+pub async fn tags_on(interface: &Interface, device: &Interface) -> Result<Option<Vec<Tag>>> {
+    path::tags(&open()?, device, interface.index)
+        .await
+        .with_context(|| format!("looking for what {} is stacked on", device.name))
+}
+
 fn open() -> Result<Netlink> {
     Netlink::open().context("opening a netlink socket")
 }
@@ -197,6 +245,15 @@ fn refused(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(ENETUNREACH | EHOSTUNREACH | EACCES | EINVAL)
     )
+}
+
+/// There is no such interface (any more).
+fn gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+fn is_of_one_host(mac: Mac) -> bool {
+    mac[0] & 1 == 0 && mac != [0; 6]
 }
 
 /// How addresses are reached through an interface, followed by a task of its
@@ -211,6 +268,8 @@ pub struct Neighbours {
 struct State {
     interface: Interface,
     reach: BTreeMap<IpAddr, Reach>,
+    /// Those of the VIPs that an interface of this network namespace has.
+    held: BTreeSet<IpAddr>,
     /// How many of them may still turn out either way.
     undecided: usize,
     /// Why nothing is followed any more.
@@ -218,16 +277,19 @@ struct State {
 }
 
 impl Neighbours {
-    /// Begins to follow how the addresses are reached through the interface, in
-    /// the network namespace of the calling thread. When it returns, all that
-    /// the kernel knows already is known here.
+    /// Begins to follow how the addresses are reached through the interface, and
+    /// which VIPs the host has, in the network namespace of the calling thread.
+    /// When it returns, all that the kernel knows already is known here.
     pub async fn follow(
         interface: &Interface,
         addresses: impl IntoIterator<Item = IpAddr>,
+        vips: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Neighbours> {
-        let (follower, state) = follow::Follower::start(interface, addresses.into_iter().collect())
-            .await
-            .with_context(|| format!("following the neighbours on {}", interface.name))?;
+        let addresses = addresses.into_iter().collect();
+        let (follower, state) =
+            follow::Follower::start(interface, addresses, vips.into_iter().collect())
+                .await
+                .with_context(|| format!("following the neighbours on {}", interface.name))?;
         let mut task = JoinSet::new();
         task.spawn(follower.run());
         Ok(Neighbours {
@@ -257,8 +319,13 @@ impl Neighbours {
         self.state.borrow().reach.clone()
     }
 
-    /// Waits for the next change of any reach, or of the interface: its MAC,
-    /// MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
+    /// Those of the VIPs that an interface of this network namespace has now.
+    pub fn held(&self) -> BTreeSet<IpAddr> {
+        self.state.borrow().held.clone()
+    }
+
+    /// Waits for the next change of any reach, of the VIPs held, or of the interface: its
+    /// MAC, MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
     /// more, because the interface was deleted or moved away; then no address is resolved.
     pub async fn changed(&mut self) -> Result<()> {
         let alive = self.state.changed().await;

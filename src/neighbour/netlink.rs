@@ -13,21 +13,13 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop,
-};
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
-};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::task::JoinSet;
 
 use super::hop::Entry;
-use super::{Interface, Peer};
+use super::{Interface, decode};
 
 /// The kernel answers at once; an answer that is missing for so long was not understood.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +58,7 @@ impl Netlink {
         let links = collect(self.handle.link().get().execute()).await?;
         Ok(links
             .iter()
-            .map(|link| (interface(link), alternative_names(link)))
+            .map(|link| (decode::interface(link), decode::alternative_names(link)))
             .collect())
     }
 
@@ -75,32 +67,17 @@ impl Netlink {
         let links = collect(self.handle.link().get().match_index(index).execute()).await?;
         links
             .first()
-            .map(interface)
+            .map(decode::interface)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// The indexes of the interfaces that have the address.
-    pub async fn holders(&self, address: IpAddr) -> io::Result<Vec<u32>> {
+    /// Every address, with the index of the interface that has it.
+    pub async fn addresses(&self) -> io::Result<Vec<(IpAddr, u32)>> {
         let all = collect(self.handle.address().get().execute()).await?;
-        let held = all.iter().filter(|message| {
-            let local = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(local) => Some(*local),
-                    _ => None,
-                });
-            // On IPv4 links between two ends ADDRESS is the far one; IPv6 often has no LOCAL.
-            local.map_or_else(
-                || {
-                    message
-                        .attributes
-                        .contains(&AddressAttribute::Address(address))
-                },
-                |local| local == address,
-            )
-        });
-        Ok(held.map(|message| message.header.index).collect())
+        Ok(all
+            .iter()
+            .filter_map(|message| Some((decode::address(message)?, message.header.index)))
+            .collect())
     }
 
     /// ENETUNREACH and its like if the tables say so; `through`: as if only
@@ -121,7 +98,7 @@ impl Netlink {
         let routes = collect(self.handle.route().get(message).execute()).await?;
         routes
             .first()
-            .map(route)
+            .map(decode::route)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -136,7 +113,7 @@ impl Netlink {
         Ok(all
             .iter()
             .filter(|message| message.header.ifindex == interface)
-            .filter_map(entry)
+            .filter_map(decode::entry)
             .collect())
     }
 
@@ -224,46 +201,10 @@ impl Events {
     /// Waits for the next event; `None`: the connection broke. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(event) = event(self.messages.next().await?) {
+            if let Some(event) = decode::event(self.messages.next().await?) {
                 return Some(event);
             }
         }
-    }
-}
-
-fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
-    use RouteNetlinkMessage as Message;
-    let message = match payload {
-        NetlinkPayload::Overrun(_) => return Some(Event::Lost),
-        NetlinkPayload::InnerMessage(message) => message,
-        _ => return None,
-    };
-    match message {
-        // Bridges announce their ports in messages of their own family; a port
-        // that leaves its bridge is no interface that is gone.
-        Message::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-            Some(Event::Link(Box::new(interface(&link))))
-        }
-        Message::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-            Some(Event::Gone(link.header.index))
-        }
-        Message::NewNeighbour(message) => {
-            let (address, entry) = entry(&message)?;
-            Some(Event::Neighbour(
-                message.header.ifindex,
-                address,
-                Some(entry),
-            ))
-        }
-        Message::DelNeighbour(message) => {
-            let (address, _) = entry(&message)?;
-            Some(Event::Neighbour(message.header.ifindex, address, None))
-        }
-        Message::NewRoute(_) | Message::DelRoute(_) | Message::NewRule(_) | Message::DelRule(_) => {
-            Some(Event::Routes)
-        }
-        Message::NewAddress(_) | Message::DelAddress(_) => Some(Event::Routes),
-        _ => None,
     }
 }
 
@@ -278,132 +219,4 @@ fn io_error(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
-}
-
-fn interface(link: &LinkMessage) -> Interface {
-    let mut found = Interface {
-        index: link.header.index,
-        name: String::new(),
-        mac: [0; 6],
-        mtu: 0,
-        up: link
-            .header
-            .flags
-            .contains(LinkFlags::Up | LinkFlags::LowerUp),
-        kind: None,
-        peer: Peer::None,
-        xdp_program: None,
-    };
-    let (mut lower, mut elsewhere) = (None, false);
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => found.name.clone_from(name),
-            LinkAttribute::Address(mac) => {
-                found.mac = mac.as_slice().try_into().unwrap_or_default()
-            }
-            LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
-            LinkAttribute::Link(index) => lower = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => {
-                found.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
-            LinkAttribute::Xdp(attributes) => {
-                found.xdp_program = attributes.iter().find_map(|attribute| match attribute {
-                    LinkXdp::ProgId(id) => Some(*id),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    if found.kind.as_deref() == Some("veth") {
-        found.peer = match lower {
-            Some(index) if !elsewhere => Peer::Here(index),
-            _ => Peer::Elsewhere,
-        };
-    }
-    found
-}
-
-fn alternative_names(link: &LinkMessage) -> Vec<String> {
-    let properties = link
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            LinkAttribute::PropList(properties) => Some(properties),
-            _ => None,
-        });
-    let names = properties.flatten().filter_map(|property| match property {
-        Prop::AltIfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    names.collect()
-}
-
-fn route(message: &RouteMessage) -> Route {
-    let mut route = Route {
-        kind: message.header.kind,
-        interface: 0,
-        gateway: None,
-        source: None,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => route.interface = *index,
-            RouteAttribute::Gateway(address) => route.gateway = ip(address),
-            RouteAttribute::Via(RouteVia::Inet(address)) => route.gateway = Some((*address).into()),
-            RouteAttribute::Via(RouteVia::Inet6(address)) => {
-                route.gateway = Some((*address).into())
-            }
-            RouteAttribute::PrefSource(address) => route.source = ip(address),
-            _ => {}
-        }
-    }
-    route
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
-}
-
-/// `None` for what is no neighbour: a bridge's MAC table, an address answered for others.
-fn entry(message: &NeighbourMessage) -> Option<(IpAddr, Entry)> {
-    if message.header.flags.contains(NeighbourFlags::Proxy) {
-        return None;
-    }
-    let mut address = None;
-    let mut entry = Entry {
-        mac: None,
-        fixed: matches!(
-            message.header.state,
-            NeighbourState::Permanent | NeighbourState::Noarp
-        ) || message.header.flags.contains(NeighbourFlags::ExtLearned),
-        failed: message.header.state == NeighbourState::Failed,
-    };
-    let valid = !matches!(
-        message.header.state,
-        NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
-    );
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
-                address = Some((*found).into())
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
-                address = Some((*found).into())
-            }
-            NeighbourAttribute::LinkLayerAddress(mac) if valid => {
-                entry.mac = mac.as_slice().try_into().ok()
-            }
-            _ => {}
-        }
-    }
-    Some((address?, entry))
 }

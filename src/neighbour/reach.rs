@@ -7,41 +7,42 @@ use std::net::IpAddr;
 use tracing::{info, warn};
 
 use super::hop::Hop;
-use super::{DisplayMac, Interface, Reach};
-
-/// The way to an address, before anything is known of the next hop's MAC.
-pub enum Path {
-    Via { next_hop: IpAddr, source: IpAddr },
-    Blocked { why: String, source: Option<IpAddr> },
-}
+use super::path::Path;
+use super::{DisplayMac, DisplayTags, Interface, Reach, Tag};
 
 /// How an address is reached, and whether that is certain already.
 pub fn reach(
     interface: &Interface,
-    hops: &BTreeMap<IpAddr, Hop>,
+    hops: &BTreeMap<(u32, IpAddr), Hop>,
     address: IpAddr,
     path: &Path,
 ) -> (Reach, bool) {
     let unresolved = |why, source| Reach::Unresolved { why, source };
-    let name = &interface.name;
-    let (next_hop, source) = match path {
+    let (device, tags, next_hop, source) = match path {
         Path::Blocked { why, source } => return (unresolved(why.clone(), *source), true),
-        Path::Via { next_hop, source } => (*next_hop, *source),
+        Path::Via {
+            device,
+            tags,
+            next_hop,
+            source,
+        } => (device, tags, *next_hop, *source),
     };
-    if !interface.up {
-        return (
-            unresolved(
-                format!("{name}, which leads to {address}, is down"),
-                Some(source),
-            ),
-            true,
-        );
+    // Of the interface itself there is fresher news than from when the path was found.
+    let on_it = Some(device).filter(|device| device.index != interface.index);
+    let down = [Some(interface), on_it]
+        .into_iter()
+        .flatten()
+        .find(|device| !device.up);
+    if let Some(down) = down {
+        let why = format!("{}, which leads to {address}, is down", down.name);
+        return (unresolved(why, Some(source)), true);
     }
-    let hop = hops.get(&next_hop);
+    let hop = hops.get(&(device.index, next_hop));
     if let Some(mac) = hop.and_then(Hop::mac) {
         return (
             Reach::Resolved {
                 mac,
+                tags: tags.clone(),
                 next_hop,
                 source,
             },
@@ -51,7 +52,7 @@ pub fn reach(
     let protocol = if next_hop.is_ipv4() {
         "ARP"
     } else {
-        "neighbour solicitation"
+        "neighbour solicitations"
     };
     let router = if next_hop == address {
         String::new()
@@ -59,7 +60,10 @@ pub fn reach(
         format!("{next_hop}, the router to ")
     };
     let why = if hop.is_some_and(Hop::fixed) {
-        format!("the neighbour entry of {router}{address} on {name} has no Ethernet address")
+        format!(
+            "the neighbour entry of {router}{address} on {} has no Ethernet address",
+            device.name
+        )
     } else if hop.is_some_and(Hop::silent) {
         format!("nobody answers {protocol} for {router}{address}")
     } else {
@@ -80,32 +84,40 @@ pub fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
             format!("by {next_hop} ")
         }
     };
+    let within = |tags: &[Tag]| match tags {
+        [] => String::new(),
+        tags => format!(" in {}", DisplayTags(tags)),
+    };
     match (old, new) {
         (
             Some(Reach::Resolved { mac: old, .. }),
             Reach::Resolved {
                 mac,
+                tags,
                 next_hop,
                 source,
             },
         ) => info!(
-            "{address} is reached {}at {} (before: {}) from {source}",
+            "{address} is reached {}at {}{} (before: {}) from {source}",
             via(next_hop),
             DisplayMac(*mac),
+            within(tags),
             DisplayMac(*old)
         ),
         (
             _,
             Reach::Resolved {
                 mac,
+                tags,
                 next_hop,
                 source,
             },
         ) => {
             info!(
-                "{address} is reached {}at {} from {source}",
+                "{address} is reached {}at {}{} from {source}",
                 via(next_hop),
-                DisplayMac(*mac)
+                DisplayMac(*mac),
+                within(tags)
             );
         }
         (Some(Reach::Resolved { mac, .. }), Reach::Unresolved { why, .. }) => {

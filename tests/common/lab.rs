@@ -328,10 +328,10 @@ impl Drop for Balancer<'_> {
             eprintln!("--- the load balancer's log\n{}---", self.log());
         }
         if let Ok(None) = self.child.try_wait() {
-            let _ = kill(
-                Pid::from_raw(only_child(self.child.id()) as i32),
-                Signal::SIGKILL,
-            );
+            // Without a child nsenter is about to end too.
+            if let Some(pid) = children(self.child.id()).first() {
+                let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+            }
             let _ = self.child.wait();
         }
     }
@@ -389,9 +389,18 @@ fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.collect()
+}
+
 fn only_child(pid: u32) -> u32 {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children.trim().parse().unwrap()
+    let [child] = children(pid)[..] else {
+        panic!("process {pid} has not one child")
+    };
+    child
 }
 
 fn nonce() -> usize {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libbpf_rs::ProgramInput;
 use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::abi::types::flow_state;
 use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
     Backend, Config, Forwarding, Listen, ListenPorts, Mode, PortRanges, Protocol, Scheduler,
@@ -205,6 +206,19 @@ impl Rig {
         self.datapath
             .counters(self.tables.backends.len())
             .expect("counters")
+    }
+
+    /// How many flows of the first source address are unconfirmed, as the count
+    /// and the records say; and how many made room.
+    pub fn unconfirmed(&self) -> (u32, u64) {
+        let (counted, evicted) = self.datapath.unconfirmed(0).expect("the count");
+        let flows = self.tables.source_ports[0].iter().filter(|port| {
+            let flow = self.datapath.flow(0, *port).expect("a record");
+            let unconfirmed = flow_state::FLOW_UNCONFIRMED.0 as u8;
+            flow.family != 0 && flow.retired == 0 && flow.state == unconfirmed
+        });
+        assert_eq!(counted as usize, flows.count(), "the count and the records");
+        (counted, evicted)
     }
 
     pub fn counter(&self, code: OutcomeCode) -> u64 {

@@ -187,8 +187,9 @@ fn what_is_not_supported_yet_is_refused_with_the_reason() {
         "web.toml: service \"web\": forwarding \"dsr\": only \"nat\" is supported so far"
     );
     assert_eq!(
-        fault(&web("scheduler = \"random\"")),
-        "web.toml: service \"web\": scheduler \"random\": only \"maglev\" is supported so far"
+        fault(&web("scheduler = \"wlc\"")),
+        "web.toml: service \"web\": scheduler \"wlc\": must be one of maglev, source-hash, \
+         round-robin, random, least-connections"
     );
     assert_eq!(
         fault(&web("health = { type = \"tcp\" }")),

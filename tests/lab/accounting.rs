@@ -26,7 +26,7 @@ fn still_moment(lab: &Lab) -> (u64, Value) {
     panic!("packets keep coming");
 }
 
-fn adds_up(status: &Value) {
+pub fn adds_up(status: &Value) {
     let packets = &status["packets"];
     let parts =
         packets["passed"].as_u64().unwrap() + sum(&packets["sent"]) + sum(&packets["dropped"]);

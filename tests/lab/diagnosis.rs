@@ -116,3 +116,32 @@ fn traceroute_shows_the_load_balancer_and_the_routers_before_it() {
     lab.checksums_were_right(&["client", "far", "router", "lb"]);
     lb.end();
 }
+
+#[test]
+fn traceroute_shows_no_router_behind_the_load_balancer() {
+    let Some(lab) = crate::lab("traceroute_shows_no_router_behind_the_load_balancer") else {
+        return;
+    };
+    lab.script("add_far; serve far");
+    let addresses = ["10.8.0.1:7", "[fd08::1]:7"];
+    let _servers = addresses.map(|address| Echo::start(&lab, "far", address));
+    let config = services()
+        .replace("'10.0.0.2'", "'10.8.0.1'")
+        .replace("'fd00::2'", "'fd08::1'");
+    let config = lab.write("trace.toml", &config);
+    route(&lab, "client");
+    let lb = lab.balance(&format!("-i eth0 -c {config}"));
+    for vip in ROUTED.into_iter().chain(HELD) {
+        for how in ["-T -p 80", "-U -p 7"] {
+            // Itself, the two routers whose errors it translates, the backend.
+            let seen = hops(&lab, "client", &format!("{how} {vip}"));
+            assert_eq!(seen, [vip; 4]);
+        }
+        // What the router says of the narrow cable reaches a sender of datagrams too.
+        let line = format!("traceroute --mtu -n -q 1 -N 1 -w 2 -m 6 -U -p 7 {vip}");
+        let words = lab.at("client", &line);
+        assert!(words.contains("F=1280"), "{words}");
+    }
+    lab.checksums_were_right(&["client", "far", "router", "lb"]);
+    lb.end();
+}

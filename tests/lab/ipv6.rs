@@ -8,12 +8,13 @@ use crate::common::lab::{HOSTS, Lab};
 use crate::traffic::{download, leave_no_checksum_to_the_card, originals, upload};
 
 const VIP: &str = "[fd00::5]";
+const DOWNLOADS: usize = 60;
 const TWO: &str = "--listen [fd00::5]:80 --backend fd00::2 --backend fd00::3";
 
 fn carries_everything(lab: &Lab) {
     let files = originals(lab);
-    download(lab, VIP, &files, true);
-    download(lab, VIP, &files, false);
+    download(lab, VIP, &files, DOWNLOADS, true);
+    download(lab, VIP, &files, DOWNLOADS, false);
     upload(lab, VIP);
     lab.checksums_were_right(&HOSTS);
 }

@@ -5,10 +5,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod abuse;
 mod accounting;
 mod any_port;
 mod attach;
 mod diagnosis;
+mod echo;
 mod errors;
 mod flood;
 mod fragments;
@@ -18,10 +20,12 @@ mod lifecycle;
 mod path_mtu;
 mod paths;
 mod ports;
+mod reload;
 mod sources;
 mod spread;
 mod traffic;
 mod udp;
+mod vlan;
 
 use common::lab::Lab;
 

@@ -24,9 +24,9 @@ fn carries_everything(lab: &Lab, what: &str) {
     let files = originals(lab);
 
     let start = Instant::now();
-    download(lab, LB, &files, true);
+    download(lab, LB, &files, DOWNLOADS, true);
     let keep_alive = start.elapsed();
-    download(lab, LB, &files, false);
+    download(lab, LB, &files, DOWNLOADS, false);
     let new = start.elapsed() - keep_alive;
     let requests = wrk(lab);
     upload(lab, LB);
@@ -37,12 +37,12 @@ fn carries_everything(lab: &Lab, what: &str) {
     lab.checksums_were_right(&HOSTS);
 }
 
-/// In turn over one connection, if `keep_alive`, else over one each.
-pub fn download(lab: &Lab, server: &str, files: &[Vec<u8>; 2], keep_alive: bool) {
+/// So many downloads, several in turn over one connection if `keep_alive`.
+pub fn download(lab: &Lab, server: &str, files: &[Vec<u8>; 2], count: usize, keep_alive: bool) {
     let work = || {
         let mut connection = Connection::open(server).unwrap();
         let mut first = None;
-        for _ in 0..DOWNLOADS / THREADS {
+        for _ in 0..count / THREADS {
             let body = connection.get("/1m").unwrap();
             let from = files.iter().position(|file| *file == body);
             assert!(from.is_some(), "a download is damaged");

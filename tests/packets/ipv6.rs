@@ -168,8 +168,8 @@ fn chains() -> Vec<Vec<Extension>> {
         ],
         vec![extension(DESTINATION, 256)],
         // An atomic fragment: nothing is missing (RFC 6946).
-        vec![Extension::Fragment(0, false)],
-        vec![extension(HOP, 8), Extension::Fragment(0, false)],
+        vec![Extension::Fragment(0, false, 0x1d1d)],
+        vec![extension(HOP, 8), Extension::Fragment(0, false, 0x1d1d)],
     ];
     chains.push(vec![extension(DESTINATION, 8); EXTENSION_HEADERS]);
     chains

@@ -6,10 +6,13 @@
 mod common;
 
 mod checksums;
+mod echo;
 mod expiry;
 mod families;
 mod flows;
+mod fragments;
 mod headers;
+mod icmp;
 mod ipv6;
 mod loading;
 mod not_ours;
@@ -24,3 +27,5 @@ mod services;
 mod shares;
 mod sources;
 mod udp;
+mod unconfirmed;
+mod vlan;

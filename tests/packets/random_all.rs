@@ -110,7 +110,7 @@ fn with_settings(name: &str, backends: &[(&str, u16)], settings: Settings, mixed
             randomize(&mut frame, &mut random, 1000);
             exchange.sum = sum;
             let wanted = match from_client {
-                true => Exchange::forwarded(&frame, exchange.path()),
+                true => exchange.forwarded(&frame),
                 false => exchange.returned(&frame),
             };
             let bytes = frame.bytes(sum);

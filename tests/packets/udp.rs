@@ -118,9 +118,8 @@ fn a_sum_computed_as_0_is_sent_as_ffff() {
     in_every_way(|rig, service, sum| {
         let mut exchange = Exchange::new(rig, service, 1).with_sum(sum);
         exchange.forward(0);
-        let path = exchange.path();
         let mut out = exchange.client_frame(0);
-        zero_sum(&mut out, |frame| Exchange::forwarded(frame, path));
+        zero_sum(&mut out, |frame| exchange.forwarded(frame));
         exchange.forward_frame(&out);
         let mut back = exchange.backend_frame(0);
         zero_sum(&mut back, |frame| exchange.returned(frame));

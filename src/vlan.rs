@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! VLANs on a trunk: whether the program sees the tags of the frames, and what
+//! is to be switched where it does not.
+
+use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result};
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use crate::datapath::Hook;
+use crate::neighbour::{self, DisplayTags, Interface, Reach, Tag};
+
+/// The interface as a trunk.
+pub struct Trunk {
+    interface: Interface,
+    /// VLAN devices are stacked on it: tagged frames may be ours.
+    pub has_vlans: bool,
+    hiding: Option<Hiding>,
+}
+
+/// The outermost tag may be beside the frame, where no program sees it.
+struct Hiding {
+    /// A clause.
+    why: String,
+    mend: String,
+}
+
+impl Trunk {
+    /// The interface as it is set up now.
+    pub async fn look(interface: &Interface) -> Result<Trunk> {
+        let on_it = |other: &Interface| other.vlan.map(|vlan| vlan.below) == Some(interface.index);
+        Ok(Trunk {
+            interface: interface.clone(),
+            has_vlans: neighbour::interfaces().await?.iter().any(on_it),
+            hiding: hiding(interface)?,
+        })
+    }
+
+    /// In generic mode the kernel keeps a hidden tag, and puts it on again when the
+    /// frame is sent. In native mode it is lost.
+    pub fn tags_may_hide(&self, hook: Hook) -> bool {
+        hook == Hook::Generic && self.hiding.is_some()
+    }
+
+    /// The reach of an address, less what the program was not loaded for.
+    pub fn limit(&self, address: IpAddr, reach: Reach) -> Reach {
+        match reach {
+            Reach::Resolved { tags, source, .. } if !tags.is_empty() && !self.has_vlans => {
+                Reach::Unresolved {
+                    why: format!(
+                        "{address} is in {}, and {} had no VLAN devices at the start; start again",
+                        DisplayTags(&tags),
+                        self.interface.name
+                    ),
+                    source: Some(source),
+                }
+            }
+            reach => reach,
+        }
+    }
+
+    /// The tags of the VLAN that a VIP is in: of the device that has it, if that is
+    /// stacked on the interface.
+    pub async fn tags_of_vip(&self, vip: IpAddr) -> Result<Vec<Tag>> {
+        let Some(holder) = neighbour::interface_with_address(vip).await? else {
+            return Ok(Vec::new());
+        };
+        let tags = neighbour::tags_on(&self.interface, &holder).await?;
+        Ok(tags.unwrap_or_default())
+    }
+
+    /// What goes astray between a VIP and a backend with these tags, and the mend.
+    pub fn fault(&self, hook: Hook, vip: &[Tag], backend: &[Tag]) -> Option<String> {
+        let Hiding { why, mend } = self.hiding.as_ref().filter(|_| self.has_vlans)?;
+        let strays = match hook {
+            // Of two tags, the program would take the inner one for the outer.
+            Hook::Generic => vip != backend || backend.len() > 1,
+            Hook::Native | Hook::Offload => !vip.is_empty() || !backend.is_empty(),
+        };
+        strays.then(|| {
+            format!(
+                "between {} and {} frames get lost in {} mode, where VLAN tags are not in sight, as \
+                 {why}: {mend}",
+                DisplayTags(vip),
+                DisplayTags(backend),
+                hook.name()
+            )
+        })
+    }
+}
+
+fn hiding(interface: &Interface) -> Result<Option<Hiding>> {
+    let name = &interface.name;
+    Ok(match interface.kind.as_deref() {
+        Some("veth") => Some(Hiding {
+            why: format!("the other end of the veth {name} may leave them beside the frames"),
+            mend: "switch that off there (`ethtool -K PEER txvlan off`; of 802.1ad \
+                   `tx-vlan-stag-hw-insert off`)"
+                .to_owned(),
+        }),
+        None | Some("tun" | "vlan") => strips_tags(name)?.then(|| Hiding {
+            why: format!("{name} takes them off the frames"),
+            mend: format!("`ethtool -K {name} rxvlan off`"),
+        }),
+        Some(kind) => Some(Hiding {
+            why: format!("a {kind} has them beside the frames"),
+            mend: "keep to one VLAN, and name its device with -i".to_owned(),
+        }),
+    })
+}
+
+nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, libc::ifreq);
+
+/// Whether the card takes the outermost tag off the frames that it receives.
+fn strips_tags(name: &str) -> Result<bool> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+    // struct ethtool_value: the command, and its answer.
+    let mut value = [ETHTOOL_GFLAGS, 0];
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: value.as_mut_ptr().cast(),
+        },
+    };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let doing = || format!("asking whether {name} takes VLAN tags off");
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket =
+        socket(AddressFamily::Unix, SockType::Datagram, flags, None).with_context(doing)?;
+    // SAFETY: the request names an ethtool_value that lives across the call.
+    unsafe { ethtool(socket.as_raw_fd(), &mut request) }.with_context(doing)?;
+    Ok(value[1] & ETH_FLAG_RXVLAN != 0)
+}

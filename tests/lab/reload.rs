@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The configuration changes while it is served.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use nix::sys::signal::Signal;
+
+use crate::common::http;
+use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, refusal};
+use crate::common::root_or_skip;
+
+fn service(ports: &str, backends: &[&str]) -> String {
+    let backends: String = backends
+        .iter()
+        .map(|address| format!("[[service.backend]]\naddress = \"{address}\"\n"))
+        .collect();
+    format!("[[service]]\nlisten = \"{LB}:{ports}\"\n{backends}")
+}
+
+fn reload(lab: &Lab) -> String {
+    lab.at("lb", &format!("{BINARY} reload"))
+}
+
+#[test]
+fn what_did_not_change_notices_nothing_of_a_reload() {
+    if !root_or_skip("what_did_not_change_notices_nothing_of_a_reload") {
+        return;
+    }
+    let lab = Lab::start();
+    let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
+    let balancer = lab.balance(&format!("-c {file}"));
+    let ended = AtomicBool::new(false);
+    let requests = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        // Keep-alive connections in use, and new ones all the time.
+        let client = scope.spawn(|| {
+            lab.within("client", || {
+                let mut kept: Vec<_> = (0..50)
+                    .map(|_| http::Connection::open(LB).unwrap())
+                    .collect();
+                let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
+                while !ended.load(Ordering::Relaxed) {
+                    for (connection, owner) in kept.iter_mut().zip(&owners) {
+                        assert_eq!(&connection.host().unwrap(), owner, "a connection moved");
+                        requests.fetch_add(1, Ordering::Relaxed);
+                    }
+                    http::Connection::open(LB).unwrap().host().unwrap();
+                }
+            });
+        });
+        let texts = [
+            // Another service, with a backend of its own index.
+            service("80", &[HTTP1, HTTP2]) + &service("81", &[&format!("{HTTP1}:80")]),
+            // The first one is on top now, and a range beside it.
+            service("8000-8099", &[HTTP2]) + &service("80", &[HTTP2, HTTP1]),
+            service("80", &[HTTP1, HTTP2]),
+        ];
+        for round in 0..12 {
+            let before = requests.load(Ordering::Relaxed);
+            lab.write("web.toml", &texts[round % texts.len()]);
+            assert!(reload(&lab).starts_with("reloaded: eth0: services: "));
+            while requests.load(Ordering::Relaxed) < before + 60 && !client.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    let status = lab.status();
+    assert_eq!(
+        status["packets"]["sent"]["refused_no_flow"], 0,
+        "{status:#}"
+    );
+    let counted = status["services"][0]["forwarded_packets"].as_u64().unwrap();
+    let sent = status["packets"]["sent"]["forwarded"].as_u64().unwrap();
+    assert_eq!(counted, sent, "counts go on");
+    println!("{} requests, 12 reloads", requests.load(Ordering::Relaxed));
+    balancer.end();
+}
+
+#[test]
+fn a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones() {
+    if !root_or_skip("a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones") {
+        return;
+    }
+    let lab = Lab::start();
+    let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
+    let balancer = lab.balance(&format!("-c {file}"));
+    lab.within("client", || {
+        let mut kept: Vec<_> = (0..20)
+            .map(|_| http::Connection::open(LB).unwrap())
+            .collect();
+        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
+        assert!(owners.iter().any(|owner| owner == "http2"));
+
+        lab.write("web.toml", &service("80", &[HTTP1]));
+        balancer.signal(Signal::SIGHUP);
+        balancer.until("reloaded", |status| {
+            status["services"][0]["backends"][1]["state"] == "leaving"
+        });
+        for _ in 0..20 {
+            let host = http::Connection::open(LB).unwrap().host().unwrap();
+            assert_eq!(host, "http1");
+        }
+        for (connection, owner) in kept.iter_mut().zip(&owners) {
+            assert_eq!(&connection.host().unwrap(), owner);
+        }
+        drop(kept);
+    });
+    // When its flows have ended, the next reload forgets it.
+    balancer.until("its flows have ended", |status| {
+        status["services"][0]["backends"][1]["flows"] == 0
+    });
+    reload(&lab);
+    let status = lab.status();
+    let backends = status["services"][0]["backends"].as_array().unwrap();
+    assert_eq!(backends.len(), 1, "{status:#}");
+    // Back again: with counts of its own.
+    lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
+    reload(&lab);
+    reload(&lab);
+    let again = &lab.status()["services"][0]["backends"][1];
+    assert_eq!(
+        (&again["state"], &again["flows_begun"]),
+        (&"up".into(), &0.into())
+    );
+    balancer.end();
+}
+
+#[test]
+fn a_file_with_an_error_changes_nothing_and_says_why() {
+    if !root_or_skip("a_file_with_an_error_changes_nothing_and_says_why") {
+        return;
+    }
+    let lab = Lab::start();
+    let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
+    let balancer = lab.balance(&format!("-c {file}"));
+    let program = lab.status()["program_id"].clone();
+    let bad = [
+        ("listen = 1", "web.toml:1:"),
+        (
+            "mode = \"native\"\n",
+            "mode can't be changed while it runs: start again",
+        ),
+        (
+            "interface = \"lo\"\n",
+            "interface can't be changed while it runs: start again",
+        ),
+    ];
+    for (text, word) in bad {
+        lab.write("web.toml", &(text.to_owned() + &service("80", &[HTTP1])));
+        let error = refusal(&lab.proxy("reload"), 1);
+        assert!(error.contains(word), "{error}");
+    }
+    std::fs::remove_file(lab.path(&file)).unwrap();
+    let error = refusal(&lab.proxy("reload"), 1);
+    assert!(error.contains("there is no such file"), "{error}");
+    assert_eq!(lab.status()["program_id"], program);
+    lab.within("client", || {
+        http::Connection::open(LB).unwrap().host().unwrap();
+    });
+    assert!(
+        balancer.log().contains("not reloaded, nothing was changed"),
+        "{}",
+        balancer.log()
+    );
+    balancer.end();
+
+    let balancer = lab.balance(&format!("--listen {LB}:80 --backend {HTTP1}"));
+    let error = refusal(&lab.proxy("reload"), 1);
+    assert!(error.contains("there is no file to read again"), "{error}");
+    balancer.end();
+    let error = refusal(&lab.proxy("reload"), 1);
+    assert!(error.contains("no xdp-proxy runs"), "{error}");
+}
