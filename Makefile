@@ -15,7 +15,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
-.PHONY: help deps build run curl bench down test fuzz test-kernels lint vmlinux clean
+.PHONY: help deps build run curl bench guard down test fuzz test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,9 +35,9 @@ build: ## build/xdp-proxy, one static file
 # A binary that was named is taken as it is.
 ifdef BINARY
 export BINARY
-run bench:
+run:
 else
-run bench: build
+run: build
 endif
 
 run: ## bring the lab up, balance, show who answers and how fast
@@ -47,9 +47,13 @@ run: ## bring the lab up, balance, show who answers and how fast
 curl: ## a few requests through the load balancer
 	@lab/run.sh curl
 
-bench: ## requests/s beside the rivals, as ratios to the direct path
-	@lab/deps.sh bench
+bench: ## speed, beside the rivals; QUICK=1 in a minute (docs/benchmark.md)
+	@lab/deps.sh build bench
 	@lab/bench.sh
+
+guard: ## fails where the program became much bigger or slower
+	@lab/deps.sh build
+	@lab/bench.sh guard
 
 down: ## remove every trace of the lab
 	@lab/run.sh down

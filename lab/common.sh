@@ -42,9 +42,7 @@ as_root() { # ARGUMENTS of the script
 	sudo -n true 2>/dev/null ||
 		fail "${0##*/}${*:+ $*} needs root: type 'sudo -v' first, or set LAB=docker"
 	exec sudo -n env "PATH=$PATH" "BINARY=$BINARY" "LAB=${LAB:-}" \
-		"LAB_ACCESS_LOG=${LAB_ACCESS_LOG:-}" \
-		"ROUNDS=${ROUNDS:-}" "ROUND_SECONDS=${ROUND_SECONDS:-}" \
-		"CONNECTIONS=${CONNECTIONS:-}" "$0" "$@"
+		"LAB_ACCESS_LOG=${LAB_ACCESS_LOG:-}" "$0" "$@"
 }
 
 need_binary() {

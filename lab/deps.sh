@@ -64,6 +64,7 @@ test() {
 
 bench() {
 	run
+	need ethtool has ethtool
 	need nftables has nft
 	need haproxy has haproxy
 	need libnginx-mod-stream has_nginx_stream

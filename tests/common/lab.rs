@@ -41,11 +41,20 @@ pub struct Lab {
 impl Lab {
     /// The four hosts of lab/netns.sh.
     pub fn start() -> Lab {
+        Lab::start_with("1")
+    }
+
+    /// The same for measuring: writing a log takes time.
+    pub fn without_access_log() -> Lab {
+        Lab::start_with("")
+    }
+
+    fn start_with(access_log: &str) -> Lab {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sandbox = Command::new(script("sandbox.sh"))
             .args(["sh", "-c", "\"$0\" up && echo up && exec sleep infinity"])
             .arg(script("netns.sh"))
-            .env("LAB_ACCESS_LOG", "1")
+            .env("LAB_ACCESS_LOG", access_log)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

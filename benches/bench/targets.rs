@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What is aimed at, beside what was measured. Missing one is no failure: the
+//! bounds that are one stand in benches/bounds.toml.
+
+use crate::requests::{Contender, KEPT, OPENED};
+use crate::results::{Results, median};
+
+#[derive(Clone, Copy)]
+enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+use Goal::*;
+
+/// Multiples of an empty program, by the case's name.
+const PACKETS: [(&str, f64); 7] = [
+    ("established, 1 flow", 2.0),
+    ("established, 32768 flows", 5.0),
+    ("new flow, table 50 % full", 7.0),
+    ("new flow, table 90 % full", 7.0),
+    ("not ours: another address", 1.4),
+    ("not ours: another port of the VIP", 1.4),
+    ("not ours: ARP", 1.4),
+];
+
+pub fn of_packets(case: &str) -> Option<f64> {
+    let goal = PACKETS.iter().find(|(name, _)| *name == case)?;
+    Some(goal.1)
+}
+
+/// What, its goal and what was measured; nothing where it was not.
+fn rows(results: &Results) -> Vec<(String, Goal, f64)> {
+    let mut rows = Vec::new();
+    let mut row = |what: String, goal: Goal, measured: Option<f64>| {
+        if let Some(measured) = measured.filter(|measured| !measured.is_nan()) {
+            rows.push((what, goal, measured));
+        }
+    };
+    for (case, goal) in PACKETS {
+        row(
+            format!("{case}, of an empty program"),
+            AtMost(goal),
+            results.multiple(case),
+        );
+    }
+    for point in &results.live {
+        if point.mode == "native" && point.flows == 1 {
+            let what = "live frames, native, of swapping MACs".to_owned();
+            row(what, AtLeast(0.85), Some(point.ratio()));
+        }
+    }
+    let generic = Contender::Generic.name();
+    for (load, other, goal) in [
+        (KEPT, Contender::Direct, 0.85),
+        (KEPT, Contender::Nftables, 1.2),
+        (KEPT, Contender::Haproxy, 2.0),
+        (KEPT, Contender::NginxStream, 2.0),
+        (KEPT, Contender::NginxKept, 2.0),
+        (OPENED, Contender::Direct, 0.75),
+    ] {
+        let measured = results.request_ratio(load, generic, other.name());
+        row(
+            format!("{load}, {generic}, of {}", other.name()),
+            AtLeast(goal),
+            measured,
+        );
+    }
+    let start = median(results.start_ms.iter().copied());
+    row("start, ms".to_owned(), AtMost(300.0), Some(start));
+    let idle = results
+        .memory
+        .iter()
+        .find(|m| m.contender == generic && m.connections == 0);
+    let mb = idle.map(|m| (m.process_bytes + m.maps_bytes) as f64 / 1e6);
+    row("memory, idle, MB".to_owned(), AtMost(15.0), mb);
+    rows
+}
+
+pub fn print(results: &Results) {
+    let rows = rows(results);
+    if rows.is_empty() {
+        return;
+    }
+    println!("\n{:56} {:>9} {:>9}  ", "goals", "goal", "measured");
+    for (what, goal, measured) in rows {
+        let (sign, wanted, reached) = match goal {
+            AtMost(wanted) => ("<=", wanted, measured <= wanted),
+            AtLeast(wanted) => (">=", wanted, measured >= wanted),
+        };
+        let far = (measured / wanted - 1.0) * 100.0;
+        let word = if reached { "reached" } else { "short" };
+        println!("{what:56} {sign} {wanted:>6.2} {measured:>9.2}  {word} ({far:+.0} %)");
+    }
+}
