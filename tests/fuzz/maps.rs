@@ -59,7 +59,6 @@ pub struct Maps {
     bss: Shared<types::bss>,
     fragments: MapHandle,
     maglevs: MapHandle,
-    services: MapHandle,
     outcomes: MapHandle,
     /// What is written anew before each round, with its first contents.
     kept: Vec<(MapHandle, Vec<Vec<u8>>)>,
@@ -84,7 +83,7 @@ impl Maps {
             let place = maps.iter().position(is_it);
             maps.swap_remove(place.unwrap_or_else(|| panic!("no map {name}")))
         };
-        let kept = ["maglevs", "services", "ports", "backends", "buckets"].map(|name| {
+        let kept = ["maglevs", "ports", "backends", "buckets"].map(|name| {
             let map = take(name);
             let entry = |index: u32| {
                 let value = map.lookup(&index.to_ne_bytes(), MapFlags::ANY);
@@ -93,15 +92,13 @@ impl Maps {
             let entries = (0..map.max_entries()).map(entry).collect();
             (map, entries)
         });
-        let [maglevs, services] =
-            [0, 1].map(|i| MapHandle::try_from(&kept[i].0).expect("the same map"));
+        let maglevs = MapHandle::try_from(&kept[0].0).expect("the same map");
         Maps {
             flows: Shared::new(&take("flows"), sources * abi::PORTS),
             bss: Shared::new(&take(".bss"), 1),
             fragments: take("fragments"),
             outcomes: take("outcome_counters"),
             maglevs,
-            services,
             kept: kept.into(),
         }
     }
@@ -122,18 +119,10 @@ impl Maps {
         self.limit_icmp(false);
     }
 
-    pub fn write_maglev(&self, index: usize, contents: &[u8]) {
+    pub fn write_maglev(&self, place: u32, contents: &[u8]) {
         self.maglevs
-            .update(&(index as u32).to_ne_bytes(), contents, MapFlags::ANY)
+            .update(&place.to_ne_bytes(), contents, MapFlags::ANY)
             .expect("writing a look-up table");
-    }
-
-    pub fn write_service(&self, index: usize, entry: &types::service) {
-        // SAFETY: plain data has no padding that is not explicit.
-        let bytes = unsafe { plain::as_bytes(entry) };
-        self.services
-            .update(&(index as u32).to_ne_bytes(), bytes, MapFlags::ANY)
-            .expect("writing a service");
     }
 
     pub fn flow(&self, slot: usize) -> types::flow {

@@ -36,7 +36,7 @@ pub struct World {
     pub served: Vec<Service>,
     pub ticks_per_hour: u32,
     /// Contents of a look-up table, by service and the backends that are in it.
-    maglevs: HashMap<(usize, Vec<bool>), (Vec<u8>, usize)>,
+    maglevs: HashMap<(usize, Vec<bool>), Vec<u8>>,
     paths: Vec<Path>,
 
     /// By source address and port.
@@ -239,16 +239,14 @@ impl World {
         let takers: Vec<bool> = (1..=self.rig.tables.backends.len())
             .map(|index| self.takers(service).any(|taker| taker == index))
             .collect();
-        let (contents, members) = self.maglevs.entry((service, takers)).or_insert_with(|| {
-            let (entries, members) = self.rig.tables.maglev(service);
+        let contents = self.maglevs.entry((service, takers)).or_insert_with(|| {
+            let entries = self.rig.tables.maglev(service);
             let mut bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_ne_bytes()).collect();
             bytes.resize(size_of::<abi::maglev>(), 0);
-            (bytes, members)
+            bytes
         });
-        self.maps.write_maglev(service, contents);
-        let mut entry = self.rig.tables.services[service].entry;
-        entry.members = *members as u32;
-        self.maps.write_service(service, &entry);
+        let place = self.rig.tables.services[service].entry.maglev;
+        self.maps.write_maglev(place, contents);
     }
 
     /// Where a round takes as long as that, as on an emulated kernel, nobody can
