@@ -143,11 +143,11 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
         .iter()
         .map(|flows| {
             let name = format!("established, {}", plural(*flows, "flow"));
-            Case::new(name, &rig, SEGMENT.from_clients(*flows), FORWARDED)
+            Case::new(name, &rig, SEGMENT.of_clients(*flows), FORWARDED)
         })
         .collect();
     for flows in [1, MANY_FLOWS] {
-        let stream = SEGMENT.from_backends(&replies[..flows as usize]);
+        let stream = SEGMENT.of_backends(&replies[..flows as usize]);
         let name = format!("reply, {}", plural(flows, "flow"));
         cases.push(Case::new(name, &rig, stream, RETURNED));
     }
@@ -166,11 +166,11 @@ fn new_flows(_: &Effort) -> Result<Vec<Case>> {
         let flows = rig.tables.capacity() as u32 * percent / 100;
         establish(&rig, SEGMENT, flows)?;
         cases.push(Case {
-            ended_by: Some(SEGMENT.rst().from_clients(NEW_FLOWS)),
+            ended_by: Some(SEGMENT.rst().of_clients(NEW_FLOWS)),
             ..Case::new(
                 format!("new flow, table {percent} % full"),
                 &rig,
-                SEGMENT.syn().from_clients(NEW_FLOWS),
+                SEGMENT.syn().of_clients(NEW_FLOWS),
                 FORWARDED,
             )
         });
@@ -190,12 +190,12 @@ fn other_packets(_: &Effort) -> Result<Vec<Case>> {
         Case::new("not ours: another address", &rig, to(stranger), PASSED),
         Case::new("not ours: another port of the VIP", &rig, to(port), PASSED),
         Case::new("not ours: ARP", &rig, arp(), PASSED),
-        Case::new("UDP, 1 flow", &udp, UDP.from_clients(1), FORWARDED),
-        Case::new("IPv6, 1 flow", &v6, V6.from_clients(1), FORWARDED),
+        Case::new("UDP, 1 flow", &udp, UDP.of_clients(1), FORWARDED),
+        Case::new("IPv6, 1 flow", &v6, V6.of_clients(1), FORWARDED),
         Case::new(
             "IPv6, 32768 flows",
             &v6,
-            V6.from_clients(MANY_FLOWS),
+            V6.of_clients(MANY_FLOWS),
             FORWARDED,
         ),
     ])
@@ -213,7 +213,7 @@ fn other_tables(effort: &Effort) -> Result<Vec<Case>> {
         services.push(service_of(&format!("10.0.0.5:{}", 8000 + port), 2));
     }
     let services = with_a_flow(services, WHOLE, SEGMENT)?;
-    let stream = SEGMENT.from_clients(1);
+    let stream = SEGMENT.of_clients(1);
     let mut cases = vec![Case::new(
         "1000 services, 1 flow",
         &services,
@@ -236,7 +236,7 @@ fn other_tables(effort: &Effort) -> Result<Vec<Case>> {
         cases.push(Case::new(
             name,
             &rig,
-            SEGMENT.from_clients(MANY_FLOWS),
+            SEGMENT.of_clients(MANY_FLOWS),
             FORWARDED,
         ));
     }
@@ -266,9 +266,8 @@ fn features(_: &Effort) -> Result<Vec<Case>> {
     establish(&vlan, tagged, 1)?;
     let untagged = with_a_flow(two(), VLAN_HANDLED, SEGMENT)?;
     let both = with_a_flow(both, WHOLE, SEGMENT)?;
-    let case = |name: &str, rig: &Rc<Rig>, kind: Kind| {
-        Case::new(name, rig, kind.from_clients(1), FORWARDED)
-    };
+    let case =
+        |name: &str, rig: &Rc<Rig>, kind: Kind| Case::new(name, rig, kind.of_clients(1), FORWARDED);
     Ok(vec![
         case("IPv6 and UDP served as well", &both, SEGMENT),
         case("VLAN handled, a tag", &vlan, tagged),

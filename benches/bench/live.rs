@@ -51,7 +51,7 @@ impl Wire {
         ip("ip link set lb up")?;
         ip("ip link set wire up")?;
         let (lb, wire) = (if_nametoindex("lb")?, if_nametoindex("wire")?);
-        let counter = Driver::load(&SEGMENT.from_clients(1), None, 0)?;
+        let counter = Driver::load(&SEGMENT.of_clients(1), None, 0)?;
         Xdp::new(counter.program("count_frame")?.as_fd())
             .attach(wire as i32, XdpFlags::DRV_MODE)
             .context("attaching count_frame")?;
@@ -127,7 +127,7 @@ fn measure_here(effort: &Effort) -> Result<Vec<LivePoint>> {
     for (mode, flows, backends) in points(effort) {
         let rig = live_rig(mode, backends);
         establish(&rig, SEGMENT, flows)?;
-        let driver = Driver::load(&SEGMENT.from_clients(flows), None, wire.wire)?;
+        let driver = Driver::load(&SEGMENT.of_clients(flows), None, wire.wire)?;
         let point = LivePoint {
             mode: mode.name().to_owned(),
             flows,

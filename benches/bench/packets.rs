@@ -137,7 +137,7 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
             driver.run_tested(rig, stream.flows)
         };
         let waiting = rig.datapath.waiting_ports(0)?;
-        run(&kind.syn().from_clients(part))?;
+        run(&kind.syn().of_clients(part))?;
         let taken = waiting.len() - rig.datapath.waiting_ports(0)?.len();
         ensure!(taken == part as usize, "{taken} flows began, not {part}");
         let begun = replies.len();
@@ -148,8 +148,8 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
                 port: *port,
             });
         }
-        run(&kind.syn_ack().from_backends(&replies[begun..]))?;
-        run(&kind.from_clients(part))?;
+        run(&kind.syn_ack().of_backends(&replies[begun..]))?;
+        run(&kind.of_clients(part))?;
     }
     Ok(replies)
 }

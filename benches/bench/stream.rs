@@ -97,7 +97,7 @@ impl Kind {
     }
 
     /// From clients to the VIP, of so many flows in turn.
-    pub fn from_clients(self, flows: u32) -> Stream {
+    pub fn of_clients(self, flows: u32) -> Stream {
         self.to(self.vip(), flows)
     }
 
@@ -115,7 +115,7 @@ impl Kind {
 
     /// From backends, one packet of each flow in turn. Their addresses differ in
     /// the last 16 bits alone, and their ports don't.
-    pub fn from_backends(self, flows: &[Reply]) -> Stream {
+    pub fn of_backends(self, flows: &[Reply]) -> Stream {
         let backend = flows[0].backend;
         let first = match backend.ip() {
             IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & !0xffff).into(),
@@ -145,6 +145,7 @@ impl Kind {
                 frame.payload = vec![0; self.payload_bytes.max(4)];
                 frame.payload[..4].fill(0xff);
             }
+            Transport::Icmp(_) => (), // no service's
         }
         if let Network::V4(ip) = &mut frame.network {
             ip.identification = u16::MAX;
