@@ -11,14 +11,17 @@ const VLAN_10: &str = "link eth0 name eth0.10 type vlan id 10";
 const VLAN_20: &str = "link eth0 name eth0.20 type vlan id 20";
 const VLAN_100: &str = "link eth0 name eth0.100 type vlan protocol 802.1ad id 100";
 const VLAN_100_10: &str = "link eth0.100 name eth0.100.10 type vlan id 10";
+/// Makes the switch tell VLANs by their 802.1ad tags.
+const AD: &str = "ip link set br0 type bridge vlan_protocol 802.1ad";
 
-/// A lab whose switch hands tags to `lb` within the frames, as a card does that
-/// takes none off; or beside them, as a veth does.
+/// A lab whose switch keeps VLANs apart. It hands tags to `lb` within the frames, as
+/// a card does that takes none off; or beside them, as a veth does.
 fn lab(test: &str, tags_within: bool) -> Option<Lab> {
     if !common::vlan_or_skip(test) {
         return None;
     }
     let lab = Lab::start();
+    lab.at("switch", "ip link set br0 type bridge vlan_filtering 1");
     if tags_within {
         lab.at(
             "switch",
@@ -29,9 +32,10 @@ fn lab(test: &str, tags_within: bool) -> Option<Lab> {
 }
 
 /// Makes a VLAN device on each of the hosts: 10.NET.0.N and fd00:NET::N, where N is the
-/// host's number in the lab. Without an address where NET is 0.
+/// host's number in the lab. All but `lb` are in no other VLAN then.
 fn add_vlan(lab: &Lab, device: &str, net: u8, hosts: &[&str]) {
-    let name = device.split(' ').nth(3).unwrap();
+    let words: Vec<&str> = device.split(' ').collect();
+    let (below, name, id) = (words[1], words[3], words.last().unwrap());
     for host in hosts {
         let number = match *host {
             "http1" => 2,
@@ -39,20 +43,19 @@ fn add_vlan(lab: &Lab, device: &str, net: u8, hosts: &[&str]) {
             "client" => 4,
             _ => 5,
         };
-        lab.at(host, &format!("ip link add {device}"));
-        if net != 0 {
-            lab.at(
-                host,
-                &format!("ip addr add 10.{net}.0.{number}/24 dev {name}"),
-            );
-            lab.at(
-                host,
-                &format!("ip addr add fd00:{net}::{number}/64 dev {name} nodad"),
-            );
-        }
+        let ip = |line: String| lab.at(host, &format!("ip {line}"));
+        ip(format!("link add {device}"));
+        ip(format!("addr add 10.{net}.0.{number}/24 dev {name}"));
+        ip(format!("addr add fd00:{net}::{number}/64 dev {name} nodad"));
         // A second tag takes its place from the trunk's MTU.
-        let mtu = if device == VLAN_100_10 { 1496 } else { 1500 };
-        lab.at(host, &format!("ip link set {name} mtu {mtu} up"));
+        let mtu = if below == "eth0" { 1500 } else { 1496 };
+        ip(format!("link set {name} mtu {mtu} up"));
+        if below == "eth0" {
+            lab.at("switch", &format!("bridge vlan add dev {host} vid {id}"));
+        }
+        if *host != "lb" {
+            lab.try_at("switch", &format!("bridge vlan del dev {host} vid 1"));
+        }
     }
 }
 
@@ -121,17 +124,18 @@ fn flows_within_one_vlan_need_no_tag_in_sight() {
     let Some(lab) = lab("flows_within_one_vlan_need_no_tag_in_sight", false) else {
         return;
     };
-    add_vlan(&lab, VLAN_10, 10, &HOSTS);
-    let serve = "-i eth0 --backend 10.10.0.2 --backend 10.10.0.3 --listen 10.10.0.5:80";
-    let lb = lab.balance(serve);
-    assert!(!lb.log().contains("WARN"), "{}", lb.log());
-    carries_everything(&lab, "10.10.0.5");
-    lb.end();
-    // Nor do those of no VLAN mind that there are VLANs.
-    let lb = lab.balance(common::lab::TWO);
-    assert!(!lb.log().contains("WARN"), "{}", lb.log());
-    carries_everything(&lab, "10.0.0.5");
-    lb.end();
+    add_vlan(&lab, VLAN_10, 10, &["lb"]);
+    let carries = |vip: &str, arguments: &str| {
+        let lb = lab.balance(&format!("-i eth0 {arguments}"));
+        assert!(!lb.log().contains("WARN"), "{}", lb.log());
+        carries_everything(&lab, vip);
+        lb.end();
+    };
+    // Those of no VLAN do not mind that there are VLANs.
+    carries("10.0.0.5", common::lab::TWO);
+    add_vlan(&lab, VLAN_10, 10, &["client", "http1", "http2"]);
+    let serve = "--listen 10.10.0.5:80 --backend 10.10.0.2 --backend 10.10.0.3";
+    carries("10.10.0.5", serve);
 }
 
 #[test]
@@ -156,6 +160,7 @@ fn flows_lead_from_two_vlan_tags_to_one() {
     let Some(lab) = lab("flows_lead_from_two_vlan_tags_to_one", true) else {
         return;
     };
+    lab.at("switch", AD);
     add_vlan(&lab, VLAN_100, 100, &HOSTS);
     add_vlan(&lab, VLAN_100_10, 10, &["client", "lb"]);
     lab.script("native");
@@ -213,7 +218,7 @@ fn vlan_tags_that_hide_are_warned_of_with_the_mend() {
         let log = lb.log();
         let warnings: Vec<_> = log
             .lines()
-            .filter(|line| line.contains("in sight"))
+            .filter(|line| line.contains("get lost"))
             .collect();
         println!("{warnings:?}");
         assert!(
