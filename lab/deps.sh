@@ -54,10 +54,12 @@ run() {
 test() {
 	run
 	need clang has clang
+	need dnsmasq-base has dnsmasq
 	need ethtool has ethtool
 	need iperf3 has iperf3
 	need iputils-ping has ping
 	need tcpdump has tcpdump
+	need traceroute has traceroute
 }
 
 bench() {

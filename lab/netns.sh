@@ -9,6 +9,8 @@
 #                      |          |
 #       lb 10.0.0.5 ---+          +--- http2 10.0.0.3  nginx: "Hostname: http2"
 #
+# Each has an IPv6 address with the same last number too: fd00::4.
+#
 # nginx serves /, /small (64 bytes), /1m (1 MiB) and, at /upload, reads the
 # whole body of a POST or PUT before it answers 200. LAB_ACCESS_LOG=1 writes
 # "CLIENT PORT URI STATUS" of each request to STATE/http1/access.log.
@@ -64,7 +66,48 @@ add_host() { # HOST
 	ip -n switch link add "$1" type veth peer name eth0 netns "$1"
 	ip -n switch link set "$1" master br0 up
 	ip -n "$1" addr add "${ADDRESS[$1]}/24" dev eth0
+	if has_ipv6; then ip -n "$1" addr add "fd00::${ADDRESS[$1]##*.}/64" dev eth0; fi
 	ip -n "$1" link set eth0 up
+}
+
+forward() { # HOST
+	ip netns exec "$1" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+}
+
+# One cable, with addresses in 10.NETWORK.0.0/24 and fd0NETWORK::/64.
+connect() { # NETWORK MTU  HOST INTERFACE NUMBER  HOST INTERFACE NUMBER
+	local network=$1 mtu=$2
+	shift 2
+	ip -n "$1" link add "$2" mtu "$mtu" type veth peer name "$5" mtu "$mtu" netns "$4"
+	while (($#)); do
+		ip -n "$1" addr add "10.$network.0.$3/24" dev "$2"
+		ip -n "$1" addr add "fd0$network::$3/64" dev "$2"
+		ip -n "$1" link set "$2" up
+		shift 3
+	done
+}
+
+# A host behind two routers, and a narrow cable that neither end sees:
+#
+#   switch --- router ---- 1280 ---- edge --- far 10.8.0.1
+#          10.0.0.254   10.7.0.0/24     10.8.0.254
+add_far() {
+	ADDRESS[router]=10.0.0.254
+	add_host router
+	add_namespace edge
+	add_namespace far
+	connect 7 1280 router eth1 1 edge eth0 2
+	connect 8 1500 edge eth1 254 far eth0 1
+	forward router
+	forward edge
+	ip -n far route add default via 10.8.0.254
+	ip -n far route add default via fd08::254
+	ip -n edge route add default via 10.7.0.1
+	ip -n edge route add default via fd07::1
+	ip -n router route add 10.8.0.0/24 via 10.7.0.2
+	ip -n router route add fd08::/64 via fd07::2
+	ip -n lb route add 10.8.0.0/24 via 10.0.0.254
+	ip -n lb route add fd08::/64 via fd00::254
 }
 
 nginx_config() { # HOST
@@ -97,6 +140,7 @@ nginx_config() { # HOST
 				root $dir/files;
 				location / { return 200 "Hostname: $1\n"; }
 				location = /1m { }
+				location = /10m { }
 				location = /small { }
 				location = /upload { proxy_pass http://unix:$dir/upload.sock; }
 			}

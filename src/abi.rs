@@ -8,11 +8,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::service::{Protocol, SOURCES_MAX, Scheduler, Service};
+
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, ip_address, maglev, port_map, ports, service,
+    address, backend, backend_counters, flow, ip_address, listener, maglev, port_map, ports,
+    service,
 };
 
 /// Places where an address or a service may be (`PROBES` in abi.h).
@@ -40,6 +43,7 @@ const AF_INET6: u16 = 10;
 // SAFETY: all of them are `repr(C)`, of fixed-width integers and arrays of
 // them with explicit padding, so that every bit pattern is a value.
 unsafe impl plain::Plain for address {}
+unsafe impl plain::Plain for listener {}
 unsafe impl plain::Plain for service {}
 unsafe impl plain::Plain for backend {}
 unsafe impl plain::Plain for backend_counters {}
@@ -52,7 +56,8 @@ unsafe impl plain::Plain for types::bucket {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);
-    assert!(size_of::<service>() == 24 + crate::service::SOURCES_MAX);
+    assert!(size_of::<listener>() == 8);
+    assert!(size_of::<service>() == 32 + crate::service::SOURCES_MAX);
     assert!(size_of::<backend>() == 40);
     assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);
@@ -102,48 +107,59 @@ pub fn address_entry(
     }
 }
 
-/// Times in jiffies; `vip`, `maglev` and `sources` are indexes.
-pub struct ServiceEntry {
-    pub vip: usize,
-    /// 0: of a service on several ports.
-    pub port: u16,
-    pub protocol: u8,
-    pub maglev: usize,
-    /// At most [`crate::service::SOURCES_MAX`]; none: the source that reaches the backend.
-    pub sources: Vec<usize>,
-    pub unanswered: u32,
-    pub established: u32,
-    pub closing: u32,
-}
-
-impl From<ServiceEntry> for service {
-    fn from(entry: ServiceEntry) -> service {
-        let mut source = [0; crate::service::SOURCES_MAX];
-        for (place, index) in source.iter_mut().zip(&entry.sources) {
-            *place = *index as u8;
-        }
-        service {
-            vip: entry.vip as u16 + 1,
-            port: entry.port.to_be(),
-            protocol: entry.protocol.into(),
-            maglev: entry.maglev as u16,
-            port_map: 0,
-            source_count: entry.sources.len() as u16,
-            unanswered: entry.unanswered,
-            established: entry.established,
-            closing: entry.closing,
-            source,
-        }
+/// Where a service is found; port 0: `target` is a port map's index, not the
+/// service's.
+pub fn listener_entry(vip: usize, port: u16, protocol: Protocol, target: usize) -> listener {
+    listener {
+        vip: vip as u16 + 1,
+        port: port.to_be(),
+        protocol: protocol_number(protocol),
+        pad: 0,
+        target: target as u16,
     }
 }
 
-/// The entry that leads from a VIP and protocol to the port map of this index.
-pub fn port_map_entry(vip: usize, protocol: u8, port_map: usize) -> service {
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
+
+/// What the flows of a service keep to; `maglev` and `sources` are indexes, none of
+/// the latter: the source that reaches the backend.
+pub fn service_entry(
+    of: &Service,
+    vip: usize,
+    maglev: usize,
+    sources: &[usize],
+    tick: Duration,
+) -> service {
+    let mut source = [0; SOURCES_MAX];
+    for (place, index) in source.iter_mut().zip(sources) {
+        *place = *index as u8;
+    }
+    let (first_port, last_port) = of.listen.ports.range().into_inner();
     service {
+        maglev: maglev as u32,
+        members: 0,
+        scheduler: match of.scheduler {
+            Scheduler::Maglev => types::scheduler::SCHEDULER_MAGLEV,
+            Scheduler::SourceHash => types::scheduler::SCHEDULER_SOURCE_HASH,
+            Scheduler::RoundRobin => types::scheduler::SCHEDULER_ROUND_ROBIN,
+            Scheduler::Random => types::scheduler::SCHEDULER_RANDOM,
+            Scheduler::LeastConnections => types::scheduler::SCHEDULER_LEAST_CONNECTIONS,
+        }
+        .0 as u16,
+        source_count: sources.len() as u16,
+        unanswered: jiffies(of.timeouts.unanswered, tick),
+        established: jiffies(of.timeouts.established, tick),
+        closing: jiffies(of.timeouts.closing, tick),
         vip: vip as u16 + 1,
-        protocol: protocol.into(),
-        port_map: port_map as u16,
-        ..Default::default()
+        first_port,
+        last_port,
+        protocol: protocol_number(of.listen.protocol).into(),
+        source,
     }
 }
 
@@ -160,6 +176,8 @@ pub fn backend_entry(
     port: u16,
     path: Option<([u8; 6], [u32; VLAN_TAGS], usize)>,
     alive: bool,
+    weight: u16,
+    service: usize,
 ) -> backend {
     let (mac, tags, source) = path.unwrap_or_default();
     backend {
@@ -170,7 +188,8 @@ pub fn backend_entry(
         mac,
         reachable: path.is_some().into(),
         alive: alive.into(),
-        pad: 0,
+        weight,
+        service: service as u16,
     }
 }
 
@@ -192,7 +211,7 @@ pub fn address_place(entry: &address) -> usize {
     place_hash(a ^ mix((b << 32 | c) ^ mix(d)))
 }
 
-/// Where the search for a service begins, before the mask.
-pub fn service_place(entry: &service) -> usize {
+/// Where the search for a listener begins, before the mask.
+pub fn listener_place(entry: &listener) -> usize {
     place_hash(u64::from(entry.vip) << 32 | u64::from(entry.protocol) << 16 | u64::from(entry.port))
 }

@@ -107,11 +107,12 @@ pub struct ConfigArgs {
     /// TOML file with the services
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "backend"])]
     pub config: Option<PathBuf>,
-    /// Address and port that clients connect to; for several use -c FILE
-    #[arg(long, value_name = "VIP:PORT[/tcp|/udp]")]
+    /// Address and port that clients connect to: 192.0.2.1:80, a range as in
+    /// 192.0.2.1:8000-8099, or 192.0.2.1:* for any port; for several use -c FILE
+    #[arg(long, value_name = "VIP:PORTS[/tcp|/udp]")]
     pub listen: Vec<String>,
     /// Server to spread connections over; may be repeated. Without a port it has
-    /// the VIP's, without a weight 1
+    /// the one that the client connects to, without a weight 1
     #[arg(long, value_name = "ADDR[:PORT][,weight=N]")]
     pub backend: Vec<String>,
 }

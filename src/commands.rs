@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The subcommands that are not the daemon: `check`, `status`, `stop`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use anyhow::{Context as _, Result, bail};
 
 use crate::config::{self, Footprint};
@@ -13,7 +15,15 @@ use crate::tables::{Path, Tables};
 
 /// What would run, with every default, and the memory it takes.
 pub fn check(config: &Config) -> Result<String> {
-    let tables = Tables::new(config, datapath::tick()?, |_| Path::default())?;
+    // Which address reaches the backends only the routes tell, and not to
+    // everybody: one for each family, which stands for itself here.
+    let tables = Tables::new(config, datapath::tick()?, |backend| Path {
+        source: Some(match backend {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }),
+        ..Path::default()
+    })?;
     let footprint = Footprint {
         flows: tables.capacity() as u64,
         memory_bytes: tables.memory_bytes(datapath::cpus()) as u64,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use describe::{Footprint, describe};
 pub use host::HostPorts;
-pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN};
+pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, scheduler_word};
 
 use crate::service::{BACKENDS_MAX, Config, Mode, SERVICES_MAX, SOURCES_MAX, Service};
 use draft::Draft;
@@ -60,7 +60,7 @@ pub struct Input {
 pub enum Services {
     /// In a TOML file.
     File(PathBuf),
-    /// In flags: one `VIP:PORT[/tcp|/udp]` and a number of `ADDR[:PORT][,weight=N]`.
+    /// In flags: one `VIP:PORTS[/tcp|/udp]` and a number of `ADDR[:PORT][,weight=N]`.
     Flags {
         listen: Vec<String>,
         backends: Vec<String>,
@@ -180,14 +180,21 @@ fn at_most(max: usize, count: usize, place: &str, what: &str) -> Result<(), Conf
     ))
 }
 
-/// No two services have the same name or listen on the same VIP and port.
+/// No two services have the same name or listen on the same VIP and port,
+/// unless one of them goes before the other.
 fn are_distinct(drafts: &[Draft], services: &[Service]) -> Result<(), ConfigError> {
     let mut names = HashSet::new();
-    let mut listens = HashMap::new();
-    for (draft, service) in drafts.iter().zip(services) {
-        if let Some(first) = listens.insert(service.listen, &service.name) {
-            let problem =
-                format!("service {first:?} listens there already; put their backends together");
+    for (i, (draft, service)) in drafts.iter().zip(services).enumerate() {
+        let mut before = services[..i].iter();
+        if let Some(first) = before.find(|first| first.listen.collides_with(&service.listen)) {
+            let Service { name, listen, .. } = first;
+            let problem = if *listen == service.listen {
+                format!("service {name:?} listens there already; put their backends together")
+            } else {
+                format!(
+                    "service {name:?} has {listen}, which overlaps; take the ports of one out of the other"
+                )
+            };
             return Err(draft.listen_error(problem));
         }
         if !names.insert(&service.name) {

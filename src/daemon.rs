@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::abi;
 use crate::attach::{self, Attachment};
+use crate::config;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath};
 use crate::neighbour::{self, DisplayMac, Interface, Neighbours, Reach};
@@ -62,6 +63,7 @@ pub async fn run(config: Config) -> Result<()> {
         neighbours,
         attachment,
     };
+    daemon.report_foreign_sources().await?;
     daemon.report_unreachable();
     daemon.report_vlan_faults().await?;
     daemon.announce()?;
@@ -219,10 +221,27 @@ impl Daemon {
         .context("writing to stdout")
     }
 
+    /// Nobody answers ARP for an address that no interface has.
+    async fn report_foreign_sources(&self) -> Result<()> {
+        let services = self.config.services.iter();
+        let sources: BTreeSet<IpAddr> = services.flat_map(|s| s.source.iter().copied()).collect();
+        for source in sources {
+            if !neighbour::is_held(source).await? {
+                let prefix = if source.is_ipv4() { 32 } else { 128 };
+                tracing::warn!(
+                    "source {source}: no interface has it, so that the backends' replies do not \
+                     arrive: ip addr add {source}/{prefix} dev {}",
+                    self.interface.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn report_unreachable(&self) {
         for backend in &self.tables.backends {
             if let Some(why) = self.obstacle(backend) {
-                tracing::warn!("backend {} gets no flows: {why}", backend.backend.address);
+                tracing::warn!("backend {} gets no flows: {why}", backend.backend);
             }
         }
     }
@@ -311,7 +330,7 @@ impl Daemon {
         let mut services = BTreeSet::new();
         for index in 1..=self.tables.backends.len() {
             let table = &self.tables.backends[index - 1];
-            let address = table.backend.address;
+            let backend = table.backend;
             let old = table.path;
             let new = table.path_after(path_of(self.reach(table)));
             if new == old {
@@ -322,8 +341,8 @@ impl Daemon {
             if new.alive != old.alive || new.source != old.source {
                 services.insert(self.tables.backends[index - 1].service);
                 match self.obstacle(&self.tables.backends[index - 1]) {
-                    Some(why) => tracing::warn!("backend {address} gets no new flows: {why}"),
-                    None => tracing::info!("backend {address} gets flows"),
+                    Some(why) => tracing::warn!("backend {backend} gets no new flows: {why}"),
+                    None => tracing::info!("backend {backend} gets flows"),
                 }
             }
         }
@@ -343,7 +362,7 @@ impl Daemon {
                 name: service.name.clone(),
                 listen: service.listen.to_string(),
                 forwarding: "nat".into(),
-                scheduler: "maglev".into(),
+                scheduler: config::scheduler_word(service.scheduler).into(),
                 flows: 0,
                 counters: BackendCounters::default(),
                 backends: Vec::with_capacity(service.backends.len()),
@@ -390,7 +409,7 @@ impl Daemon {
         };
         let reason = self.obstacle(table);
         BackendStatus {
-            address: table.backend.address.to_string(),
+            address: table.backend.to_string(),
             weight: table.backend.weight,
             state: match reason {
                 None => "up",
@@ -401,6 +420,10 @@ impl Daemon {
             mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
             source: table.path.source,
+            sources: match &self.config.services[table.service].source[..] {
+                [] => Vec::from_iter(table.path.source),
+                configured => configured.to_vec(),
+            },
             flows: counters.flows(),
             counters: *counters,
         }

@@ -73,10 +73,12 @@ impl Datapath {
             .context("the program has no settings")?;
         rodata.hash_seed = settings.hash_seed;
         rodata.address_mask = tables.addresses.len() as u32 - 1;
-        rodata.service_mask = tables.services.len() as u32 - 1;
+        rodata.listener_mask = tables.listeners.entries.len() as u32 - 1;
         rodata.bucket_mask = tables.buckets() as u32 - 1;
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
+        rodata.counts_loads = tables.counts_loads.into();
+        rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
         rodata.handles_vlan = settings.handles_vlan.into();
@@ -86,14 +88,22 @@ impl Datapath {
 
         let sources = tables.source_ports.len();
         let backends = tables.backends.len() as u32 + 1;
+        let services = tables.services.len() as u32;
         let maps = &mut open.maps;
         for (map, entries) in [
             (&mut maps.addresses, tables.addresses.len() as u32),
-            (&mut maps.services, tables.services.len() as u32),
+            (&mut maps.listeners, tables.listeners.entries.len() as u32),
+            (&mut maps.services, services),
+            (&mut maps.turns, services),
+            (&mut maps.loads, backends),
+            (
+                &mut maps.port_maps,
+                tables.listeners.port_maps.len().max(1) as u32,
+            ),
             (&mut maps.backends, backends),
             (&mut maps.backend_counters, backends),
             (&mut maps.vips, tables.vips.len() as u32),
-            (&mut maps.maglevs, tables.service_count() as u32),
+            (&mut maps.maglevs, services),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
             (&mut maps.buckets, tables.buckets() as u32),
             (&mut maps.ports, sources as u32),
@@ -142,12 +152,15 @@ impl Datapath {
         for index in 1..=tables.backends.len() {
             self.write_backend(tables, index)?;
         }
-        for index in 0..tables.service_count() {
+        for index in 0..tables.services.len() {
             self.write_maglev(tables, index)?;
         }
+        for (map, index) in tables.listeners.port_maps.iter().zip(0..) {
+            put(&self.skeleton.maps.port_maps, index, map)?;
+        }
         // These two make packets ours, so they come last.
-        for (entry, index) in tables.services.iter().zip(0..) {
-            put(&self.skeleton.maps.services, index, entry)?;
+        for (entry, index) in tables.listeners.entries.iter().zip(0..) {
+            put(&self.skeleton.maps.listeners, index, entry)?;
         }
         for place in 0..tables.addresses.len() {
             self.write_address(tables, place)?;
@@ -175,7 +188,8 @@ impl Datapath {
 
     /// Writes the look-up table of service `index`.
     pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
-        let entries = tables.maglev(index);
+        let (entries, members) = tables.maglev(index);
+        let mut entry = tables.services[index].entry;
         let mut bytes: Vec<u8> = entries
             .iter()
             .flat_map(|entry| entry.to_ne_bytes())
@@ -184,8 +198,10 @@ impl Datapath {
         self.skeleton
             .maps
             .maglevs
-            .update(&(index as u32).to_ne_bytes(), &bytes, MapFlags::ANY)
-            .context("writing a look-up table")
+            .update(&entry.maglev.to_ne_bytes(), &bytes, MapFlags::ANY)
+            .context("writing a look-up table")?;
+        entry.members = members as u32;
+        put(&self.skeleton.maps.services, index as u32, &entry)
     }
 
     /// Tells the program which frames the interface receives: its MAC, and the
@@ -291,18 +307,31 @@ impl Datapath {
 
     /// The ports of a source address that wait for use, the next one first.
     pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let queue = self.ports(source)?;
+        let waiting = queue.tail.wrapping_sub(queue.head);
+        Ok((0..waiting)
+            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
+            .collect())
+    }
+
+    /// How many flows from a source address no client has confirmed yet, and how
+    /// many of them made room for others so far.
+    pub fn unconfirmed(&self, source: usize) -> Result<(u32, u64)> {
+        let queue = self.ports(source)?;
+        Ok((queue.unconfirmed, queue.evicted))
+    }
+
+    fn ports(&self, source: usize) -> Result<Box<types::ports>> {
         let bytes = self
             .skeleton
             .maps
             .ports
             .lookup(&(source as u32).to_ne_bytes(), MapFlags::ANY)?
             .context("no such source address")?;
-        let queue: &types::ports = plain::from_bytes(&bytes)
+        let mut queue = port_queue(&[]);
+        plain::copy_from_bytes(&mut *queue, &bytes)
             .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
-        let waiting = queue.tail.wrapping_sub(queue.head);
-        Ok((0..waiting)
-            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
-            .collect())
+        Ok(queue)
     }
 
     /// The slots that a bucket of the flow table names.

@@ -42,43 +42,54 @@ pub struct Member {
 /// Identical for the same members on any host and in any order. The identities
 /// must differ from each other. Without a member of weight above 0, all entries are 0.
 pub fn table(members: &[Member]) -> Box<[u16]> {
+    let members = weighted(members);
+    let mut walks: Vec<Walk> = members
+        .iter()
+        .map(|member| Walk::of(member.identity))
+        .collect();
+    let mut table = vec![0; TABLE_SIZE].into_boxed_slice();
+    let mut claimed = Claimed::none();
+    for rank in Turns::of(&members).take(TABLE_SIZE) {
+        let walk = &mut walks[rank];
+        while !claimed.claim(walk.position) {
+            walk.advance();
+        }
+        table[walk.position] = members[rank].index;
+    }
+    table
+}
+
+/// The table of a scheduler that takes one entry after the other: the members'
+/// turns as they come.
+pub fn turns(members: &[Member]) -> Box<[u16]> {
+    let members = weighted(members);
+    let mut table = vec![0; TABLE_SIZE].into_boxed_slice();
+    for (entry, rank) in table.iter_mut().zip(Turns::of(&members)) {
+        *entry = members[rank].index;
+    }
+    table
+}
+
+/// The table of a scheduler that looks at each member: each once, in the first
+/// entries. Returns their number too.
+pub fn roll(members: &[Member]) -> (Box<[u16]>, usize) {
+    let members = weighted(members);
+    let mut table = vec![0; TABLE_SIZE].into_boxed_slice();
+    for (entry, member) in table.iter_mut().zip(&members) {
+        *entry = member.index;
+    }
+    (table, members.len())
+}
+
+/// Those that get anything, in an order of their own.
+fn weighted(members: &[Member]) -> Vec<Member> {
     let mut members: Vec<Member> = members
         .iter()
         .copied()
         .filter(|member| member.weight > 0)
         .collect();
     members.sort_unstable_by_key(|member| member.identity);
-    let mut walks: Vec<Walk> = members
-        .iter()
-        .map(|member| Walk::of(member.identity))
-        .collect();
-    let mut turns: BinaryHeap<Reverse<Turn>> = members
-        .iter()
-        .enumerate()
-        .map(|(rank, member)| {
-            Reverse(Turn {
-                halves: 0,
-                weight: member.weight,
-                rank,
-            })
-        })
-        .collect();
-
-    let mut table = vec![0; TABLE_SIZE].into_boxed_slice();
-    let mut claimed = Claimed::none();
-    for _ in 0..TABLE_SIZE {
-        let Some(mut next) = turns.peek_mut() else {
-            break;
-        };
-        let turn = &mut next.0;
-        let walk = &mut walks[turn.rank];
-        while !claimed.claim(walk.position) {
-            walk.advance();
-        }
-        table[walk.position] = members[turn.rank].index;
-        turn.halves = turn.halves.max(1) + 2;
-    }
-    table
+    members
 }
 
 /// The order in which a backend claims entries:
@@ -166,6 +177,34 @@ struct Turn {
     halves: u32,
     weight: u16,
     rank: usize,
+}
+
+/// The ranks of the members in the order of their turns, without end if there
+/// is any.
+struct Turns(BinaryHeap<Reverse<Turn>>);
+
+impl Turns {
+    fn of(members: &[Member]) -> Turns {
+        let first = members.iter().enumerate().map(|(rank, member)| {
+            Reverse(Turn {
+                halves: 0,
+                weight: member.weight,
+                rank,
+            })
+        });
+        Turns(first.collect())
+    }
+}
+
+impl Iterator for Turns {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let mut next = self.0.peek_mut()?;
+        let turn = &mut next.0;
+        turn.halves = turn.halves.max(1) + 2;
+        Some(turn.rank)
+    }
 }
 
 impl Ord for Turn {

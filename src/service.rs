@@ -3,6 +3,7 @@
 //! backends are and how packets reach them. Pure: no I/O, no clap, no libbpf.
 
 use std::fmt;
+use std::mem::discriminant;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -16,8 +17,7 @@ pub struct Config {
     /// else the one that routes to the first backend.
     pub interface: Option<String>,
     pub mode: Mode,
-    /// At least one, at most [`SERVICES_MAX`]; no two listen on the same
-    /// address, port and protocol.
+    /// At least one, at most [`SERVICES_MAX`]; no two collide.
     pub services: Vec<Service>,
 }
 
@@ -45,7 +45,7 @@ pub enum Mode {
     Offload,
 }
 
-/// A VIP, port and protocol, with the backends that serve it and the policy.
+/// A VIP, its ports and protocol, with the backends that serve it and the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Unique; the default is what `listen` displays.
@@ -53,8 +53,8 @@ pub struct Service {
     pub listen: Listen,
     pub forwarding: Forwarding,
     pub scheduler: Scheduler,
-    /// Source addresses of forwarded packets; empty: the address that
-    /// reaches the backend.
+    /// Source addresses of forwarded packets, about equally used; empty: the
+    /// address that reaches the backend.
     pub source: Vec<IpAddr>,
     /// Source ports of forwarded packets.
     pub source_ports: PortRanges,
@@ -67,19 +67,76 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listen {
     pub vip: IpAddr,
-    /// Never 0.
-    pub port: u16,
+    pub ports: ListenPorts,
     pub protocol: Protocol,
+}
+
+impl Listen {
+    /// Whether a packet could be for both, and neither goes before the other.
+    pub fn collides_with(&self, other: &Listen) -> bool {
+        let (mine, others) = (self.ports.range(), other.ports.range());
+        (self.vip, self.protocol) == (other.vip, other.protocol)
+            && discriminant(&self.ports) == discriminant(&other.ports)
+            && mine.start() <= others.end()
+            && others.start() <= mine.end()
+    }
 }
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}",
-            SocketAddr::new(self.vip, self.port),
-            self.protocol
-        )
+        match self.vip {
+            IpAddr::V4(vip) => write!(f, "{vip}"),
+            IpAddr::V6(vip) => write!(f, "[{vip}]"),
+        }?;
+        write!(f, ":{}/{}", self.ports, self.protocol)
+    }
+}
+
+/// The ports of a service. Those that a packet's port is looked for in first
+/// stand first. Port 0 is in none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenPorts {
+    One(u16),
+    /// From the first to the last: more than one, but not all.
+    Range(u16, u16),
+    Any,
+}
+
+impl ListenPorts {
+    /// From the first to the last, neither of them 0.
+    pub fn new(first: u16, last: u16) -> ListenPorts {
+        match (first, last) {
+            (1, u16::MAX) => ListenPorts::Any,
+            _ if first == last => ListenPorts::One(first),
+            _ => ListenPorts::Range(first, last),
+        }
+    }
+
+    /// The port, if it is only one. Else backends keep the one that the client
+    /// connects to.
+    pub fn one(self) -> Option<u16> {
+        match self {
+            ListenPorts::One(port) => Some(port),
+            _ => None,
+        }
+    }
+
+    pub fn range(self) -> RangeInclusive<u16> {
+        match self {
+            ListenPorts::One(port) => port..=port,
+            ListenPorts::Range(first, last) => first..=last,
+            ListenPorts::Any => 1..=u16::MAX,
+        }
+    }
+}
+
+impl fmt::Display for ListenPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenPorts::One(port) => write!(f, "{port}"),
+            ListenPorts::Range(first, last) => write!(f, "{first}-{last}"),
+            ListenPorts::Any => f.write_str("*"),
+        }
     }
 }
 
@@ -115,18 +172,36 @@ pub enum Forwarding {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
-    /// A look-up table by consistent hashing (see [`crate::maglev`]).
+    /// A look-up table by consistent hashing of the client's address and port
+    /// (see [`crate::maglev`]).
     #[default]
     Maglev,
+    /// The same of the client's address alone: all of its flows on one backend.
+    SourceHash,
+    /// In turns, each CPU by itself.
+    RoundRobin,
+    Random,
+    /// The one with the fewest flows for its weight.
+    LeastConnections,
 }
 
 /// One real server of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
+    /// Port 0: the one that the client connects to.
     pub address: SocketAddr,
     /// Its share of new flows relative to the others', 0 to [`WEIGHT_MAX`];
     /// 0 gives it none.
     pub weight: u16,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address.port() {
+            0 => write!(f, "{}", self.address.ip()),
+            _ => write!(f, "{}", self.address),
+        }
+    }
 }
 
 /// How long a flow without packets is kept, by its state. Whole seconds or

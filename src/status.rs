@@ -49,7 +49,10 @@ pub struct BackendStatus {
     pub mac: Option<String>,
     /// The address that `mac` belongs to: the backend's own or a router's.
     pub next_hop: Option<IpAddr>,
+    /// The first of `sources`.
     pub source: Option<IpAddr>,
+    /// The addresses that packets to it come from.
+    pub sources: Vec<IpAddr>,
     pub flows: u64,
     #[serde(flatten)]
     pub counters: BackendCounters,

@@ -2,21 +2,54 @@
 //! What the datapath's maps hold for a configuration: pure, so that the same
 //! configuration gives the same bytes on every host (but for the seed).
 
-use std::collections::{BTreeMap, BTreeSet};
+mod listeners;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::abi;
 use crate::maglev::{self, Member};
-use crate::service::{Backend, Config, PortRanges, Protocol, SOURCES_MAX, Service};
+use crate::service::{
+    Backend, Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
+};
+pub use listeners::Listeners;
+
+/// Whether an index stands for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    Configured,
+    /// No longer configured, but flows of it were left at the last reload.
+    Leaving,
+    /// The next that is configured may have the index.
+    Vacant,
+}
+
+/// A service as the datapath knows it.
+#[derive(Clone, Debug)]
+pub struct ServiceTable {
+    pub listen: Listen,
+    pub scheduler: Scheduler,
+    pub tenure: Tenure,
+    /// Its place in the configuration.
+    pub number: usize,
+    pub entry: abi::service,
+    /// The indexes of its backends that are configured.
+    pub backends: Vec<usize>,
+}
+
+/// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
+const FRAGMENT_BYTES: usize = 128;
 
 /// A backend as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct BackendTable {
+    /// The index of its service.
     pub service: usize,
+    pub tenure: Tenure,
     pub backend: Backend,
     /// The source address that the configuration gives it, whatever the routes say.
     pub source: Option<IpAddr>,
@@ -65,18 +98,22 @@ impl Path {
     }
 }
 
-/// The contents of the maps. Indexes follow the configuration's order;
-/// backends count from 1.
+/// The contents of the maps. What an index stands for stays so while flows may
+/// have it; backends count from 1.
+#[derive(Default)]
 pub struct Tables {
     pub vips: Vec<IpAddr>,
     pub sources: Vec<IpAddr>,
     pub addresses: Vec<abi::address>,
-    pub services: Vec<abi::service>,
+    pub listeners: Listeners,
+    pub services: Vec<ServiceTable>,
     pub backends: Vec<BackendTable>,
     /// Some service is of IPv6.
     pub serves_ipv6: bool,
     /// Some service is of UDP.
     pub serves_udp: bool,
+    /// Some service goes by the backends' flows.
+    pub counts_loads: bool,
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
@@ -87,78 +124,226 @@ impl Tables {
     /// a jiffy.
     ///
     /// # Errors
-    /// More than [`SOURCES_MAX`] source addresses, or two services that send
-    /// from one address with different ports.
+    /// More than [`SOURCES_MAX`] source addresses, two services that send from
+    /// one address with different ports, or hashes that collide too much.
     pub fn new(
         config: &Config,
         tick: Duration,
         path_of: impl Fn(IpAddr) -> Path,
     ) -> Result<Tables> {
-        let mut vips = Vec::new();
-        let mut backends = Vec::new();
-        // Each source address, with the service that fixed its ports.
-        let mut sources: Vec<(IpAddr, &Service)> = Vec::new();
-        for (index, service) in config.services.iter().enumerate() {
-            if !vips.contains(&service.listen.vip) {
-                vips.push(service.listen.vip);
-            }
-            let first = backends.len();
-            for backend in &service.backends {
-                let mut table = BackendTable {
-                    service: index,
-                    backend: *backend,
-                    source: service.source.first().copied(),
-                    path: Path::default(),
-                };
-                table.path = table.path_after(path_of(backend.address.ip()));
-                backends.push(table);
-            }
-            let reached_from = backends[first..].iter().filter_map(|b| b.path.source);
-            for address in service.source.iter().copied().chain(reached_from) {
-                match sources.iter().find(|(known, _)| *known == address) {
-                    None => sources.push((address, service)),
-                    Some((_, other)) => ensure!(
-                        other.source_ports == service.source_ports,
-                        "the services {:?} and {:?} both send from {address}: give them the same \
-                         `source_ports`",
-                        other.name,
-                        service.name
-                    ),
-                }
-            }
-        }
-        ensure!(
-            sources.len() <= SOURCES_MAX,
-            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
-            sources.len()
-        );
-        let first_ports = &config.services[0].source_ports;
-        let mut source_ports: Vec<_> = sources
-            .iter()
-            .map(|(_, service)| service.source_ports.clone())
-            .collect();
-        if source_ports.is_empty() {
-            source_ports.push(first_ports.clone());
-        }
+        Tables::default().followed_by(config, tick, path_of, |_| false)
+    }
+
+    /// The tables of another configuration, in which everything keeps the index
+    /// that it had. `has_flows` tells of a backend's index whether flows have it.
+    ///
+    /// # Errors
+    /// As above, and other ports of a source address than it had.
+    pub fn followed_by(
+        &self,
+        config: &Config,
+        tick: Duration,
+        path_of: impl Fn(IpAddr) -> Path,
+        has_flows: impl Fn(usize) -> bool,
+    ) -> Result<Tables> {
         let mut tables = Tables {
-            addresses: Vec::new(),
-            services: place_services(config, tick, &vips),
-            vips,
-            sources: sources.into_iter().map(|(address, _)| address).collect(),
-            backends,
+            vips: self.vips.clone(),
+            sources: self.sources.clone(),
+            source_ports: self.source_ports.clone(),
             serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
             serves_udp: config
                 .services
                 .iter()
                 .any(|s| s.listen.protocol == Protocol::Udp),
-            source_ports,
+            counts_loads: config
+                .services
+                .iter()
+                .any(|s| s.scheduler == Scheduler::LeastConnections),
+            ..Tables::default()
         };
-        tables.addresses = tables.place_addresses();
+        tables.leave(self, has_flows);
+        let mut indexes: HashMap<Listen, usize> = HashMap::new();
+        for (index, service) in tables.services.iter().enumerate() {
+            if service.tenure != Tenure::Vacant {
+                indexes.insert(service.listen, index);
+            }
+        }
+        let vacant =
+            |(index, old): (usize, &ServiceTable)| (old.tenure == Tenure::Vacant).then_some(index);
+        let mut vacant: Vec<usize> = self
+            .services
+            .iter()
+            .enumerate()
+            .filter_map(vacant)
+            .collect();
+        let mut vacant_backends: Vec<usize> = (1..)
+            .zip(&self.backends)
+            .filter_map(|(index, old)| (old.tenure == Tenure::Vacant).then_some(index))
+            .collect();
+        let known: HashMap<_, usize> = (1..)
+            .zip(&tables.backends)
+            .filter(|(_, known)| known.tenure != Tenure::Vacant)
+            .map(|(index, known)| ((known.service, known.backend.address), index))
+            .collect();
+        // Each source address, with the service that fixed its ports.
+        let mut users: HashMap<IpAddr, &Service> = HashMap::new();
+        for (number, service) in config.services.iter().enumerate() {
+            let index = match indexes.get(&service.listen) {
+                Some(index) => *index,
+                None => vacant.pop().unwrap_or(tables.services.len()),
+            };
+            tables.put_service(index, number, service);
+            tables.put_backends(index, service, &path_of, &known, &mut vacant_backends);
+            tables.put_sources(index, service, &mut users)?;
+            let table = &mut tables.services[index];
+            let sources = service.source.iter();
+            let sources: Vec<usize> = sources
+                .filter_map(|source| tables.sources.iter().position(|known| known == source))
+                .collect();
+            let vip = tables
+                .vips
+                .iter()
+                .position(|vip| *vip == service.listen.vip);
+            table.entry =
+                abi::service_entry(service, vip.unwrap_or_default(), index, &sources, tick);
+        }
+        if tables.source_ports.is_empty() {
+            tables
+                .source_ports
+                .push(config.services[0].source_ports.clone());
+        }
+        tables.listeners = tables.listen()?;
+        tables.addresses = tables.place_addresses()?;
         Ok(tables)
     }
 
+    /// Takes over the old services and backends as such that leave.
+    fn leave(&mut self, old: &Tables, has_flows: impl Fn(usize) -> bool) {
+        let tenure = |tenure, stays: bool| match tenure {
+            Tenure::Vacant => Tenure::Vacant,
+            _ if stays => Tenure::Leaving,
+            _ => Tenure::Vacant,
+        };
+        for (index, backend) in (1..).zip(&old.backends) {
+            let mut backend = backend.clone();
+            backend.tenure = tenure(backend.tenure, has_flows(index));
+            self.backends.push(backend);
+        }
+        let leaving = |backend: &&BackendTable| backend.tenure == Tenure::Leaving;
+        let busy: HashSet<usize> = self
+            .backends
+            .iter()
+            .filter(leaving)
+            .map(|b| b.service)
+            .collect();
+        for (index, service) in old.services.iter().enumerate() {
+            let mut service = service.clone();
+            service.tenure = tenure(service.tenure, busy.contains(&index));
+            service.backends.clear();
+            self.services.push(service);
+        }
+    }
+
+    fn put_service(&mut self, index: usize, number: usize, service: &Service) {
+        let table = ServiceTable {
+            listen: service.listen,
+            scheduler: service.scheduler,
+            tenure: Tenure::Configured,
+            number,
+            entry: abi::service::default(),
+            backends: Vec::with_capacity(service.backends.len()),
+        };
+        put(&mut self.services, index, table);
+        if !self.vips.contains(&service.listen.vip) {
+            let in_use = |vip: &IpAddr| {
+                let mut services = self.services.iter();
+                services.any(|s| s.tenure != Tenure::Vacant && s.listen.vip == *vip)
+            };
+            let free = self.vips.iter().position(|vip| !in_use(vip));
+            let place = free.unwrap_or(self.vips.len());
+            put(&mut self.vips, place, service.listen.vip);
+        }
+    }
+
+    fn put_backends(
+        &mut self,
+        service_index: usize,
+        service: &Service,
+        path_of: &impl Fn(IpAddr) -> Path,
+        known: &HashMap<(usize, SocketAddr), usize>,
+        vacant: &mut Vec<usize>,
+    ) {
+        for backend in &service.backends {
+            let known = known.get(&(service_index, backend.address)).copied();
+            let mut table = BackendTable {
+                service: service_index,
+                tenure: Tenure::Configured,
+                backend: *backend,
+                source: service.source.first().copied(),
+                path: known.map_or_else(Path::default, |index| self.backends[index - 1].path),
+            };
+            table.path = table.path_after(path_of(backend.address.ip()));
+            let index = known
+                .or_else(|| vacant.pop())
+                .unwrap_or(self.backends.len() + 1);
+            put(&mut self.backends, index - 1, table);
+            self.services[service_index].backends.push(index);
+        }
+    }
+
+    /// The addresses that the service's flows come from.
+    fn put_sources<'a>(
+        &mut self,
+        service_index: usize,
+        service: &'a Service,
+        users: &mut HashMap<IpAddr, &'a Service>,
+    ) -> Result<()> {
+        let backends = self.services[service_index].backends.iter();
+        let reached_from = backends.filter_map(|index| self.backends[index - 1].path.source);
+        let addresses: Vec<IpAddr> = service.source.iter().copied().chain(reached_from).collect();
+        for address in addresses {
+            let ports = &service.source_ports;
+            let user = *users.entry(address).or_insert(service);
+            ensure!(
+                user.source_ports == *ports,
+                "the services {:?} and {:?} both send from {address}: give them the same                  `source_ports`",
+                user.name,
+                service.name
+            );
+            match self.sources.iter().position(|known| *known == address) {
+                Some(place) => ensure!(
+                    self.source_ports[place] == *ports,
+                    "flows from {address} have the source ports {}, which service {:?} can't                      change to {ports} while it runs: start again",
+                    self.source_ports[place],
+                    service.name
+                ),
+                None => {
+                    self.sources.push(address);
+                    self.source_ports.truncate(self.sources.len() - 1);
+                    self.source_ports.push(ports.clone());
+                }
+            }
+        }
+        ensure!(
+            self.sources.len() <= SOURCES_MAX,
+            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
+            self.sources.len()
+        );
+        Ok(())
+    }
+
+    /// Where what is configured is found.
+    fn listen(&self) -> Result<Listeners> {
+        let configured = self.services.iter().enumerate();
+        let listens: Vec<_> = configured
+            .filter(|(_, service)| service.tenure == Tenure::Configured)
+            .map(|(index, service)| (service.listen, usize::from(service.entry.vip) - 1, index))
+            .collect();
+        Listeners::new(&listens)
+    }
+
     /// The hash table over VIPs and source addresses.
-    fn place_addresses(&self) -> Vec<abi::address> {
+    fn place_addresses(&self) -> Result<Vec<abi::address>> {
         let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
         for (index, vip) in self.vips.iter().enumerate() {
             roles.entry(*vip).or_default().0 = Some(index);
@@ -170,7 +355,7 @@ impl Tables {
             .into_iter()
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
-        place(&entries, abi::address_place)
+        listeners::place(&entries, abi::address_place)
     }
 
     /// Takes in which VIPs the host has: the datapath answers echo for the
@@ -207,16 +392,19 @@ impl Tables {
             table.backend.address.port(),
             path,
             table.path.alive,
+            table.backend.weight,
+            table.service,
         )
     }
 
-    /// The look-up table of service `index`, over the backends that are alive.
-    pub fn maglev(&self, index: usize) -> Box<[u16]> {
-        // Backends stand in the order of their services.
-        let first = self.backends.partition_point(|table| table.service < index);
-        let alive: Vec<Member> = (first + 1..)
-            .zip(&self.backends[first..])
-            .take_while(|(_, table)| table.service == index)
+    /// The look-up table of service `index`, over the backends that take new
+    /// flows, and how many stand in its first places (least-connections).
+    pub fn maglev(&self, index: usize) -> (Box<[u16]>, usize) {
+        let service = &self.services[index];
+        let members: Vec<Member> = service
+            .backends
+            .iter()
+            .map(|number| (*number, &self.backends[number - 1]))
             .filter(|(number, table)| {
                 table.path.alive && self.backend_entry(*number).reachable != 0
             })
@@ -226,7 +414,13 @@ impl Tables {
                 index: number as u16,
             })
             .collect();
-        maglev::table(&alive)
+        match service.scheduler {
+            Scheduler::LeastConnections => maglev::roll(&members),
+            Scheduler::RoundRobin => (maglev::turns(&members), 0),
+            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => {
+                (maglev::table(&members), 0)
+            }
+        }
     }
 
     /// The ports of one source address in the order in which they are first
@@ -258,66 +452,20 @@ impl Tables {
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
             + self.services.len() * size_of::<abi::service>()
+            + self.listeners.entries.len() * size_of::<abi::listener>()
+            + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()
             + self.addresses.len() * size_of::<abi::address>()
-            + self.service_count() * size_of::<abi::maglev>()
+            + self.services.len() * size_of::<abi::maglev>()
             + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
-    }
-
-    /// Services, and so Maglev tables.
-    pub fn service_count(&self) -> usize {
-        self.services
-            .iter()
-            .filter(|service| service.vip != 0)
-            .count()
+            + abi::FRAGMENTED * FRAGMENT_BYTES
     }
 }
 
-fn place_services(config: &Config, tick: Duration, vips: &[IpAddr]) -> Vec<abi::service> {
-    let entries: Vec<abi::service> = config
-        .services
-        .iter()
-        .enumerate()
-        .map(|(index, service)| {
-            let listen = service.listen;
-            abi::ServiceEntry {
-                vip: vips
-                    .iter()
-                    .position(|vip| *vip == listen.vip)
-                    .unwrap_or_default(),
-                port: listen.port,
-                protocol: match listen.protocol {
-                    Protocol::Tcp => 6,
-                    Protocol::Udp => 17,
-                },
-                maglev: index,
-                sources: Vec::new(),
-                unanswered: abi::jiffies(service.timeouts.unanswered, tick),
-                established: abi::jiffies(service.timeouts.established, tick),
-                closing: abi::jiffies(service.timeouts.closing, tick),
-            }
-            .into()
-        })
-        .collect();
-    place(&entries, abi::service_place)
-}
-
-/// Lays entries out so that each is within [`abi::PROBES`] places of its hash,
-/// with no unused place before it: in the smallest power of two that allows it,
-/// but at least four times their number, so that a miss ends at once.
-fn place<T: Copy + Default>(entries: &[T], hash: impl Fn(&T) -> usize) -> Vec<T> {
-    let mut size = (entries.len() * 4).next_power_of_two().max(abi::PROBES * 2);
-    loop {
-        let mut table = vec![None; size];
-        let fits = entries.iter().all(|entry| {
-            let free = (0..abi::PROBES)
-                .map(|probe| (hash(entry) + probe) & (size - 1))
-                .find(|place| table[*place].is_none());
-            free.map(|place| table[place] = Some(*entry)).is_some()
-        });
-        if fits {
-            return table.into_iter().map(Option::unwrap_or_default).collect();
-        }
-        size *= 2;
+/// Puts a value in a place that is there, or the next one.
+fn put<T>(all: &mut Vec<T>, place: usize, value: T) {
+    match all.get_mut(place) {
+        Some(old) => *old = value,
+        None => all.push(value),
     }
 }
 

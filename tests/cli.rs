@@ -315,6 +315,50 @@ fn what_check_prints_is_a_file_that_says_the_same() {
     assert_eq!(String::from_utf8(second.stdout).unwrap(), text);
 }
 
+/// The ports of each source address count; where only the routes tell the
+/// address, it is one for each family.
+#[test]
+fn check_counts_the_flows_of_every_source() {
+    let service = |listen: &str, keys: &str| {
+        let backend = if listen.starts_with('[') {
+            "2001:db8::2"
+        } else {
+            "192.0.2.10"
+        };
+        format!(
+            "[[service]]\nlisten = \"{listen}\"\n{keys}\n\
+             [[service.backend]]\naddress = \"{backend}\"\n"
+        )
+    };
+    let footprint = |text: &str| {
+        let file = Scratch::new("sources.toml", text.as_bytes());
+        let output = proxy(&["check", "-c", file.path()]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let after = |key: &str| {
+            let (_, rest) = text.split_once(key).unwrap();
+            rest.split_whitespace().next().unwrap().to_owned()
+        };
+        let flows: usize = after("# flows that fit: ").parse().unwrap();
+        let mib: f64 = after("# memory: ").parse().unwrap();
+        (flows, mib)
+    };
+    let hundred = "source_ports = \"2000-2099\"";
+    let two = "source = [\"192.0.2.3\", \"192.0.2.4\"]\nsource_ports = \"3000-3999\"";
+    let mut text = service("192.0.2.1:80", hundred);
+    let (flows, one_mib) = footprint(&text);
+    assert_eq!(flows, 100);
+    text += &service("192.0.2.1:*", two);
+    let (flows, mib) = footprint(&text);
+    assert_eq!(flows, 2100);
+    // A source has 65,536 records of 64 bytes and its queue of ports.
+    assert!((mib - 3.0 * one_mib).abs() < 0.2 * mib, "{one_mib}, {mib}");
+    text += &service("192.0.2.1:8000-8099", hundred);
+    assert_eq!(footprint(&text).0, 2100);
+    text += &service("[2001:db8::1]:*/udp", hundred);
+    assert_eq!(footprint(&text).0, 2200);
+}
+
 #[test]
 fn output_that_nobody_reads_is_no_panic() {
     let mut shell = std::process::Command::new("sh");

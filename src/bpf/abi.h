@@ -56,6 +56,7 @@
 #define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
 #define SWEEP_SHORT 64 /* the same when no port is free */
 #define SWEEP_ROUND 64 /* the same in one run of the sweep program */
+#define LEAST_TRIES 32 /* backends among which the least busy is looked for */
 #define EVICT_TRIES 32 /* begun flows that one new flow looks at for room */
 
 /*
@@ -81,13 +82,15 @@ enum outcome {
 	OUTCOME_DROPPED_ICMP_LIMIT, /* ICMP would tell, but did so too often or may not */
 	OUTCOME_DROPPED_NO_FLOW,      /* a RST of no flow: never answered */
 	OUTCOME_DROPPED_NO_NEIGHBOUR, /* the flow's backend has no MAC */
-	OUTCOME_DROPPED_RACE,	 /* another CPU began the same flow just now */
+	/* Another CPU began the same flow or took its record just now. */
+	OUTCOME_DROPPED_RACE,
 	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
 	OUTCOMES,
 };
 
 enum flow_state {
 	FLOW_NONE,	  /* the port was never used */
+	FLOW_BEGINNING,	  /* being written: its CPU alone may end it */
 	FLOW_UNCONFIRMED, /* the client has not reacted to an answer yet */
 	FLOW_ESTABLISHED, /* it has: it is no forged address */
 };
@@ -111,25 +114,45 @@ struct address {
 };
 
 /*
- * A service, placed like an address. One that has several ports stands behind
- * all places of the hash: an entry with port 0 leads there. Times are in jiffies.
+ * Where a service is found: placed like an address. An entry with port 0 leads to
+ * the services that have several ports of a VIP.
  */
+struct listener {
+	__u16 vip;   /* index into vips + 1; 0: unused */
+	__be16 port; /* 0: `target` is an index into port_maps */
+	__u8 protocol;
+	__u8 pad;
+	__u16 target; /* index into services */
+};
+
+/* The services on several ports of one VIP and protocol. */
+struct port_map {
+	__u16 service[PORTS]; /* index into services + 1, by port; 0: none */
+};
+
+enum scheduler {
+	SCHEDULER_MAGLEV,
+	SCHEDULER_SOURCE_HASH, /* all flows of a client go to one backend */
+	SCHEDULER_ROUND_ROBIN, /* each CPU by itself */
+	SCHEDULER_RANDOM,
+	SCHEDULER_LEAST_CONNECTIONS,
+};
+
+/* What a flow keeps to. Times are in jiffies. */
 struct service {
-	__u16 vip;   /* 0: unused */
-	__be16 port; /* 0: port_map tells the service of each port */
-	__u16 protocol;
-	__u16 maglev;	/* index of its look-up table */
-	__u16 port_map; /* index into port_maps; of an entry with port 0 alone */
+	__u32 maglev;	    /* index of its look-up table */
+	__u32 members;	    /* least-connections: the table's first entries */
+	__u16 scheduler;    /* enum scheduler */
 	__u16 source_count; /* 0: flows come from their backend's source */
 	__u32 unanswered;
 	__u32 established;
 	__u32 closing;
+	/* For userspace, which finds here what a running datapath serves. */
+	__u16 vip; /* index into vips + 1; 0: no service */
+	__u16 first_port;
+	__u16 last_port;
+	__u16 protocol;
 	__u8 source[SOURCES]; /* indexes into sources, the first source_count */
-};
-
-/* The services on ranges of ports of one VIP and protocol. */
-struct port_map {
-	__u16 service[PORTS]; /* place in services, by port; 0: none */
 };
 
 /* A backend of one service; index 0 is no backend. */
@@ -142,7 +165,8 @@ struct backend {
 	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
 	__u8 reachable;	    /* the MAC is known */
 	__u8 alive;	    /* takes new flows */
-	__u32 pad;
+	__u16 weight;
+	__u16 service; /* index, for userspace */
 };
 
 /* A VIP, or an address that flows to backends come from. */
@@ -150,7 +174,10 @@ struct ip_address {
 	__be32 address[4]; /* IPv4: the first alone */
 };
 
-/* Consistent hashing: a backend's index in each place. */
+/*
+ * Which backend a new flow goes to: its index in each place. By consistent
+ * hashing; in turns for round-robin; each once for least-connections.
+ */
 struct maglev {
 	__u16 backend[MAGLEV_ENTRIES];
 	__u16 pad;
@@ -167,7 +194,7 @@ struct flow {
 	__be16 service_port;
 	__u16 vip;
 	__u16 backend;
-	__u16 service; /* its place in services */
+	__u16 service; /* index into services */
 	__u8 family;   /* 0: no flow was ever here */
 	__u8 protocol;
 	__u32 hash; /* of the client's tuple: bucket and tag */
@@ -188,7 +215,7 @@ struct flow {
 	__u8 answered; /* the backend has sent something */
 	__u8 pad;
 	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
-	__u32 pad2;
+	__u32 begun; /* its place in the list of flows that began */
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 

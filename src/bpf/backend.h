@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Which backend a new flow goes to. Userspace computes the look-up tables from
- * the backends that can be reached (src/maglev.rs), so that the choice is one
- * hash and one load.
+ * Which backend a new flow goes to. Userspace computes each service's look-up
+ * table from the backends that take new flows (src/maglev.rs), as its scheduler
+ * wants it:
+ *
+ *	maglev, source-hash	a place by the hash of the client's tuple or address
+ *	random			any place
+ *	round-robin		the next place, the weights' turns being the table
+ *	least-connections	of the first places, which hold each backend once, the
+ *				least busy one for its weight
  */
 #ifndef __XDP_PROXY_BACKEND_H__
 #define __XDP_PROXY_BACKEND_H__
@@ -12,14 +18,73 @@
 /* The same on every load balancer, so that all of them choose alike. */
 #define MAGLEV_SEED 0x78647070726f7879ULL
 
+/* Scaled to below `bound` (Lemire, arXiv:1805.10941). */
+static __always_inline __u32 scale(__u32 random, __u32 bound)
+{
+	return (__u64)random * bound >> 32;
+}
+
+static __always_inline __u32 next_turn(__u32 service)
+{
+	__u32 *turn = bpf_map_lookup_elem(&turns, &service);
+
+	return turn ? (*turn)++ % MAGLEV_ENTRIES : 0;
+}
+
+/* Of the client's address alone. */
+static __always_inline __u32 client_hash(const struct packet *packet)
+{
+	return mix(address_key(packet->from) ^ MAGLEV_SEED) >> 32;
+}
+
+/* The index in a place of a look-up table; 0: none. */
+static __always_inline __u32 backend_in(const struct maglev *table, __u32 place)
+{
+	/*
+	 * clang 14 knows that this is below and drops the check, without which
+	 * the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
+	 * r2 &= 262142; r0 += r2): "R0 max value is outside of the allowed
+	 * memory range".
+	 */
+	barrier_var(place);
+	return place < MAGLEV_ENTRIES ? table->backend[place] : 0;
+}
+
+/* The least busy of up to LEAST_TRIES members, from any one on; 0: none. */
+__noinline int least_busy(__u32 maglev, __u32 members)
+{
+	const struct maglev *table = bpf_map_lookup_elem(&maglevs, &maglev);
+	__u32 first = scale(bpf_get_prandom_u32(), members), best = 0;
+	__u64 best_load = 0, best_weight = 1;
+
+	if (!table)
+		return 0;
+	for (__u32 i = 0; i < LEAST_TRIES && i < members; i++) {
+		__u32 index = backend_in(table, (first + i) % members);
+		const struct backend *backend =
+			bpf_map_lookup_elem(&backends, &index);
+		__u64 *load = load_of(index), after;
+
+		if (!index || !backend || !load)
+			continue;
+		/* The load with this flow, for the weight: a / w < b / v. */
+		after = *(volatile __u64 *)load + 1;
+		if (!best ||
+		    after * best_weight < best_load * backend->weight) {
+			best = index;
+			best_load = after;
+			best_weight = backend->weight;
+		}
+	}
+	return best;
+}
+
 /* Sets backend; NULL: nobody can take the flow. */
 static __always_inline struct backend *pick_backend(struct packet *packet)
 {
-	__u32 place = packet->service;
-	const struct service *service = bpf_map_lookup_elem(&services, &place);
+	const struct service *service = service_of(packet->service);
 	const struct maglev *table;
-	__u32 key, index;
-	__u64 entry;
+	__u32 key, index, place;
 
 	if (!service)
 		return NULL;
@@ -27,18 +92,20 @@ static __always_inline struct backend *pick_backend(struct packet *packet)
 	table = bpf_map_lookup_elem(&maglevs, &key);
 	if (!table)
 		return NULL;
-	/* 32 bits scaled to the table (Lemire, arXiv:1805.10941). */
-	entry = (tuple_hash(packet, MAGLEV_SEED) >> 32) * MAGLEV_ENTRIES >> 32;
-	/*
-	 * clang 14 knows that this is below and drops the check, without which
-	 * the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
-	 * r2 &= 262142; r0 += r2): "R0 max value is outside of the allowed
-	 * memory range".
-	 */
-	barrier_var(entry);
-	if (entry >= MAGLEV_ENTRIES)
-		return NULL;
-	index = table->backend[entry];
+	if (service->scheduler == SCHEDULER_LEAST_CONNECTIONS) {
+		index = least_busy(key, service->members);
+	} else {
+		if (service->scheduler == SCHEDULER_ROUND_ROBIN)
+			place = next_turn(packet->service);
+		else if (service->scheduler == SCHEDULER_RANDOM)
+			place = scale(bpf_get_prandom_u32(), MAGLEV_ENTRIES);
+		else if (service->scheduler == SCHEDULER_SOURCE_HASH)
+			place = scale(client_hash(packet), MAGLEV_ENTRIES);
+		else
+			place = scale(tuple_hash(packet, MAGLEV_SEED) >> 32,
+				      MAGLEV_ENTRIES);
+		index = backend_in(table, place);
+	}
 	packet->backend = index;
 	return index ? bpf_map_lookup_elem(&backends, &index) : NULL;
 }

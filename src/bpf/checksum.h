@@ -25,9 +25,9 @@
 
 /* The longest segment whose sum is taken: jumbo frames. */
 #define SUM_BYTES_MAX 9216
-#define SUM_BLOCK_BYTES 64
-#define BLOCKS_MASK (0x3fff & ~(SUM_BLOCK_BYTES - 1))
-#define OFFSET_MASK 0x1ff
+#define SUM_BLOCK_BYTES 512
+#define SUM_LINE_BYTES 64
+#define SUM_OFFSET_MASK 0x3fff
 
 static __always_inline __u16 fold(__u64 sum)
 {
@@ -61,34 +61,48 @@ static __always_inline __u16 pseudo_header_sum(const struct packet *packet,
 		    bpf_htons(packet->protocol) + bpf_htons(bytes));
 }
 
+/* Adds up a block; 0 where the frame ends before it does. */
+__noinline __u32 sum_block(struct xdp_md *ctx, __u32 offset)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	__u32 *words;
+	__u64 sum = 0;
+
+	/* clang may know the bound already; the verifier wants to see it. */
+	barrier_var(offset);
+	words = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);
+	if ((void *)words + SUM_BLOCK_BYTES > data_end)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++) {
+		sum += words[i];
+		/* Or clang 14 loads all words first, and takes 216 bytes of stack. */
+		barrier_var(sum);
+	}
+	return fold(sum);
+}
+
 /*
- * Adds up so many bytes from offset on. A function of its own, which the verifier
- * walks once for any arguments. First the odd end, then blocks of 64 bytes, so
- * that no state of the loop is carried into the end. 0 where the frame is too
- * short or the segment too long.
+ * Adds up so many bytes from offset on. Both are functions of their own, which the
+ * verifier walks once for any arguments. First the odd end, then lines, then
+ * blocks, each from its own start, so that no state of a loop is carried into
+ * the next one. 0 where the frame is too short or the segment too long.
  */
 __noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 bytes)
 {
-	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
-	__u32 blocks_bytes;
-	__u8 *cursor;
+	__u8 *data = (void *)(long)ctx->data, *cursor;
+	__u32 rest = bytes % SUM_LINE_BYTES;
 	__u64 sum = 0;
 
-	if (offset > OFFSET_MASK || bytes > SUM_BYTES_MAX)
+	if (offset > L4_OFFSET_MAX || bytes > SUM_BYTES_MAX)
 		return 0;
-	/*
-	 * clang 14 compares copies of the two, so that the verifier (6.18) does
-	 * not see that they are bounded: "offset is outside of the packet".
-	 */
-	barrier_var(offset);
-	barrier_var(bytes);
-	offset &= OFFSET_MASK;
-	blocks_bytes = bytes & BLOCKS_MASK;
-	cursor = data + offset + blocks_bytes;
-	for (int i = 0; i < SUM_BLOCK_BYTES / 4; i++) {
-		if ((bytes & (SUM_BLOCK_BYTES - 1)) < (i + 1) * 4)
+	cursor = data + ((offset + bytes - rest) & SUM_OFFSET_MASK);
+	for (int i = 0; i < SUM_LINE_BYTES / 4; i++) {
+		if (rest < (i + 1) * 4)
 			break;
+		/* Or clang 14 does arithmetic on data_end: not allowed. */
+		barrier_var(cursor);
 		if ((void *)(cursor + 4) > data_end)
 			return 0;
 		sum += *(__u32 *)cursor;
@@ -105,16 +119,23 @@ __noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 bytes)
 			return 0;
 		sum += bpf_htons(*cursor << 8);
 	}
-	cursor = data + offset;
-	for (int i = 0; i < SUM_BYTES_MAX / SUM_BLOCK_BYTES; i++) {
-		if (blocks_bytes < (i + 1) * SUM_BLOCK_BYTES)
+	rest = bytes % SUM_BLOCK_BYTES;
+	cursor = data + ((offset + bytes - rest) & SUM_OFFSET_MASK);
+	for (int i = 0; i < SUM_BLOCK_BYTES / SUM_LINE_BYTES; i++) {
+		if (rest < (i + 1) * SUM_LINE_BYTES)
 			break;
-		if ((void *)(cursor + SUM_BLOCK_BYTES) > data_end)
+		barrier_var(cursor);
+		if ((void *)(cursor + SUM_LINE_BYTES) > data_end)
 			return 0;
 #pragma unroll
-		for (int word = 0; word < SUM_BLOCK_BYTES / 4; word++)
+		for (int word = 0; word < SUM_LINE_BYTES / 4; word++)
 			sum += ((__u32 *)cursor)[word];
-		cursor += SUM_BLOCK_BYTES;
+		cursor += SUM_LINE_BYTES;
+	}
+	for (int i = 0; i < SUM_BYTES_MAX / SUM_BLOCK_BYTES; i++) {
+		if (bytes < (i + 1) * SUM_BLOCK_BYTES)
+			break;
+		sum += sum_block(ctx, offset + i * SUM_BLOCK_BYTES);
 	}
 	return fold(sum);
 }

@@ -33,9 +33,9 @@ static __always_inline void set_deltas(struct flow *flow,
 
 	flow->address_delta = fold((__u16)~old_addresses + address_sum(source) +
 				   address_sum(backend->address));
-	flow->port_delta =
-		fold((__u32)(__u16)~packet->source_port +
-		     (__u16)~packet->dest_port + source_port + backend->port);
+	flow->port_delta = fold((__u32)(__u16)~packet->source_port +
+				(__u16)~packet->dest_port + source_port +
+				backend_port(backend, flow));
 }
 
 /*
@@ -46,8 +46,7 @@ static __always_inline __u32 take_slot(const struct packet *packet,
 				       const struct backend *backend,
 				       bool pressed)
 {
-	__u32 place = packet->service;
-	const struct service *service = bpf_map_lookup_elem(&services, &place);
+	const struct service *service = service_of(packet->service);
 
 	if (!service)
 		return 0;
@@ -112,9 +111,12 @@ __noinline int begin_flow(void)
 	count_flow_begun(packet->backend);
 
 	linked = link_flow(packet);
+	if (linked != LINKED)
+		flow->family = 0;
+	barrier(); /* from here on, others may end it */
+	flow->state = FLOW_UNCONFIRMED;
 	if (linked == LINKED)
 		return OUTCOME_NEXT;
-	flow->family = 0;
 	retire_flow(flow, packet->slot, packet->hash, false);
 	/* No bucket is full below four times the mean load. */
 	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :

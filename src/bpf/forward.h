@@ -66,7 +66,7 @@ static __always_inline bool towards_backend(const struct packet *packet,
 	new->from = address->address;
 	new->to = backend->address;
 	new->source_port = bpf_htons(packet->slot % PORTS);
-	new->dest_port = backend->port;
+	new->dest_port = backend_port(backend, flow);
 	new->address_delta = flow->address_delta;
 	new->port_delta = flow->port_delta;
 	return true;
@@ -158,22 +158,23 @@ static __always_inline bool rewrite_l3(struct xdp_md *ctx,
 	return true;
 }
 
-/* Both addresses and ports, one hop further, in place. */
-static __always_inline bool rewrite_packet(struct xdp_md *ctx,
-					   struct packet *packet,
-					   struct flow *flow,
-					   const struct rewrite *new)
+/*
+ * Both addresses, and the ports if the packet has any (a constant, so that no
+ * code for them stands where there are none), one hop further, in place.
+ */
+static __always_inline bool
+rewrite_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
+	       const struct rewrite *new, bool has_ports)
 {
-	if (packet->fragment != FRAGMENT_LATER &&
-	    !rewrite_l4(ctx, packet, flow, new))
+	if (has_ports && !rewrite_l4(ctx, packet, flow, new))
 		return false;
 	return rewrite_l3(ctx, packet, new->from, new->to,
 			  new->address_delta) &&
 	       rewrite_link(ctx, packet, new->mac, new->tags);
 }
 
-static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
-						   struct packet *packet)
+static __always_inline enum outcome
+forward_packet(struct xdp_md *ctx, struct packet *packet, bool has_ports)
 {
 	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
 	struct flow *flow = flow_at(packet->slot);
@@ -188,22 +189,26 @@ static __always_inline enum outcome forward_packet(struct xdp_md *ctx,
 		copy_mac(flow->client_mac, eth->h_source);
 	if (handles_vlan && !same_tags(flow->client_tags, packet->tags))
 		copy_tags(flow->client_tags, packet->tags);
-	return rewrite_packet(ctx, packet, flow, &new) ?
-		       OUTCOME_FORWARDED :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_packet(ctx, packet, flow, &new, has_ports))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, packet->hash) ? OUTCOME_FORWARDED :
+						 OUTCOME_DROPPED_RACE;
 }
 
-static __always_inline enum outcome
-return_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
+static __always_inline enum outcome return_packet(struct xdp_md *ctx,
+						  struct packet *packet,
+						  struct flow *flow,
+						  bool has_ports)
 {
 	struct rewrite new;
 
 	if (!towards_client(flow, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	track_flow(packet, flow);
-	return rewrite_packet(ctx, packet, flow, &new) ?
-		       OUTCOME_RETURNED :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_packet(ctx, packet, flow, &new, has_ports))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, packet->hash) ? OUTCOME_RETURNED :
+						 OUTCOME_DROPPED_RACE;
 }
 
 #endif /* __XDP_PROXY_FORWARD_H__ */

@@ -54,8 +54,11 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 		return OUTCOME_DROPPED_FRAGMENT;
 	fragment_key(packet, &key);
 	decision = bpf_map_lookup_elem(&fragments, &key);
-	if (!decision || now() - decision->seen > fragment_life)
-		return OUTCOME_DROPPED_FRAGMENT;
+	/* Destination options hide what is behind them, in the first one alone. */
+	if (!decision || ticks_since(&decision->seen) > fragment_life)
+		return packet->protocol == IPPROTO_DSTOPTS ?
+			       OUTCOME_PASSED :
+			       OUTCOME_DROPPED_FRAGMENT;
 	if (decision->outcome == OUTCOME_PASSED)
 		return OUTCOME_PASSED;
 	packet->slot = decision->slot;
@@ -71,8 +74,8 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 		return outcome;
 	packet->backend = flow->backend;
 	return packet->direction == FROM_CLIENT ?
-		       forward_packet(ctx, packet) :
-		       return_packet(ctx, packet, flow);
+		       forward_packet(ctx, packet, false) :
+		       return_packet(ctx, packet, flow, false);
 }
 
 #endif /* __XDP_PROXY_FRAGMENT_H__ */

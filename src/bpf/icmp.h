@@ -31,7 +31,8 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
-#define HOST_TTL 64 /* of what we send in our own name */
+#define HOST_TTL 64	   /* of what we send in our own name */
+#define QUOTED_BYTES_MIN 8 /* of a transport header (RFC 792) */
 
 static __always_inline bool is_icmp_error(const struct packet *packet,
 					  __u8 type)
@@ -122,6 +123,8 @@ static __always_inline enum outcome mirror_quoted(struct xdp_md *ctx,
 		     (void *)(long)ctx->data +
 			     (quoted->l3_offset & L4_OFFSET_MAX)) ||
 	    quoted->l4_offset > L4_OFFSET_MAX - sizeof(struct tcphdr) ||
+	    quoted->l4_offset + QUOTED_BYTES_MIN >
+		    packet->l3_offset + packet->ip_bytes ||
 	    is_icmp(quoted) || quoted->fragment == FRAGMENT_LATER ||
 	    !same_address(quoted->from, packet->to))
 		return OUTCOME_PASSED;
@@ -228,10 +231,11 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 	if (is_ipv6(packet))
 		added += delta;
 	icmp->checksum = ~fold((__u16)~icmp->checksum + added);
-	return rewrite_l3(ctx, packet, new.from, new.to, delta) &&
-			       rewrite_link(ctx, packet, new.mac, new.tags) ?
-		       OUTCOME_ICMP_ERROR :
-		       OUTCOME_DROPPED_MALFORMED;
+	if (!rewrite_l3(ctx, packet, new.from, new.to, delta) ||
+	    !rewrite_link(ctx, packet, new.mac, new.tags))
+		return OUTCOME_DROPPED_MALFORMED;
+	return is_still_of(flow, quoted->hash) ? OUTCOME_ICMP_ERROR :
+						 OUTCOME_DROPPED_RACE;
 }
 
 /* A function of its own, which the verifier walks once. */
@@ -243,7 +247,8 @@ __noinline int receive_icmp(struct xdp_md *ctx)
 	if (!packet || !quoted)
 		return OUTCOME_PASSED;
 	icmp = frame_at(ctx, packet->l4_offset, sizeof(*icmp));
-	if (!icmp)
+	if (!icmp || packet->l4_offset + sizeof(*icmp) >
+			     packet->l3_offset + packet->ip_bytes)
 		return OUTCOME_PASSED;
 	if (icmp->type ==
 	    (is_ipv6(packet) ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST))

@@ -20,11 +20,13 @@
 /* Settings that never change while the program is loaded. */
 const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
 const volatile __u32 address_mask = 0; /* entries of addresses, less 1 */
-const volatile __u32 service_mask = 0;
+const volatile __u32 listener_mask = 0;
 const volatile __u32 bucket_mask = 0;
 /* What no service is of costs nothing: the verifier cuts it out. */
 const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
+const volatile __u8 counts_loads = 0; /* for least-connections */
+const volatile __u8 serves_port_ranges = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
@@ -43,6 +45,7 @@ const volatile __u32 cpus = 1; /* CPUs that there can be */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
+const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
 
 /* The interface, which may change. */
 __u8 interface_mac[8];
@@ -62,8 +65,31 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1); /* set at load */
 	__type(key, __u32);
+	__type(value, struct listener);
+} listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
 	__type(value, struct service);
 } services SEC(".maps");
+
+/* Whose turn it is, by service. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
+	__type(value, __u32);
+} turns SEC(".maps");
+
+/* Flows that a backend has now: the CPUs together. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
+	__type(value, __u64);
+} loads SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -48,7 +48,7 @@ struct packet {
 	__u32 answers_echo; /* the destination is a VIP that nobody owns */
 	__u32 hash;	    /* of the client's tuple */
 	__u32 insertions;   /* into its bucket when it was searched */
-	__u32 service;	    /* place of the service in services */
+	__u32 service;	    /* index into services */
 	__u32 slot;	    /* of its flow */
 	__u32 backend;	    /* index; 0: counted for no backend */
 	__u32 direction;    /* enum direction */
@@ -337,9 +337,11 @@ static __always_inline bool is_from_host(const struct packet *packet)
 {
 	__u8 first = *(const __u8 *)packet->from;
 
+	/* Neither multicast, nor ::, nor ::1. */
 	if (is_ipv6(packet))
-		return first != 0xff && (packet->from[0] | packet->from[1] |
-					 packet->from[2] | packet->from[3]);
+		return first != 0xff &&
+		       (packet->from[0] | packet->from[1] | packet->from[2] |
+			(packet->from[3] & ~bpf_htonl(1)));
 	return first && first != 127 && (first & 0xf0) != 0xe0 &&
 	       packet->from[0] != 0xffffffff;
 }

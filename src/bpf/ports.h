@@ -28,7 +28,7 @@ static __always_inline struct ports *ports_of(__u32 slot)
 /*
  * The flow ends: its port goes to the end of the queue. `hash` tells that the
  * record still is of the flow that the caller means; `evict` spares it if it is
- * established by now.
+ * established by now, and forgets it: its client must not go on with it.
  */
 static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 					__u32 hash, bool evict)
@@ -42,14 +42,17 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 		return;
 	bpf_spin_lock(&queue->lock);
 	unconfirmed = flow->state == FLOW_UNCONFIRMED;
-	retires =
-		!flow->retired && flow->hash == hash && (unconfirmed || !evict);
+	retires = !flow->retired && flow->hash == hash &&
+		  flow->state != FLOW_BEGINNING && (unconfirmed || !evict);
 	if (retires) {
 		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
 		queue->unconfirmed -= unconfirmed;
-		queue->evicted += evict;
+		if (evict) {
+			flow->family = 0;
+			queue->evicted++;
+		}
 		queue->port[queue->tail++ % PORTS] = slot;
 	}
 	bpf_spin_unlock(&queue->lock);
@@ -100,7 +103,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
 	const struct service *service;
-	__u32 place, timeout, hash;
+	__u32 timeout, hash;
 
 	if (!flow)
 		return 0;
@@ -109,8 +112,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	barrier();
 	if (!flow->family || flow->retired)
 		return 0;
-	place = flow->service;
-	service = bpf_map_lookup_elem(&services, &place);
+	service = service_of(flow->service);
 	if (!service)
 		return 0;
 	if (flow->state == FLOW_ESTABLISHED ||
@@ -163,15 +165,17 @@ static __always_inline __u32 take_port(__u32 source)
 __noinline int make_room(__u32 source)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 slot, hash, port = 0;
+	__u32 slot, hash, place = 0, port = 0;
 	struct flow *flow;
 
 	if (!queue)
 		return false;
 	bpf_spin_lock(&queue->lock);
 	if (queue->unconfirmed >= queue->unconfirmed_max &&
-	    queue->begun_head != queue->begun_tail)
-		port = queue->begun[queue->begun_head++ % PORTS];
+	    queue->begun_head != queue->begun_tail) {
+		place = queue->begun_head++;
+		port = queue->begun[place % PORTS];
+	}
 	bpf_spin_unlock(&queue->lock);
 	slot = source << PORT_BITS | port;
 	flow = flow_at(slot);
@@ -179,7 +183,8 @@ __noinline int make_room(__u32 source)
 		return false;
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
-	if (flow->family && flow->state == FLOW_UNCONFIRMED)
+	/* Else the port had another flow then: this one's place is further on. */
+	if (flow->begun == place && flow->state == FLOW_UNCONFIRMED)
 		retire_flow(flow, slot, hash, true);
 	return true;
 }
@@ -218,14 +223,15 @@ static __always_inline void claim_flow(struct flow *flow, __u32 slot,
 	old_hash = flow->hash;
 	flow->family = 0;
 	flow->seen = tick;
-	flow->state = FLOW_UNCONFIRMED;
+	flow->state = FLOW_BEGINNING;
 	barrier();
 	flow->hash = hash;
 	flow->retired = false;
 	queue->unconfirmed++;
 	if (queue->begun_tail - queue->begun_head == PORTS)
 		queue->begun_head++;
-	queue->begun[queue->begun_tail++ % PORTS] = slot;
+	flow->begun = queue->begun_tail++;
+	queue->begun[flow->begun % PORTS] = slot;
 	bpf_spin_unlock(&queue->lock);
 	if (was_used)
 		unlink_flow(flow, slot, old_hash, false);

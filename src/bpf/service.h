@@ -2,7 +2,8 @@
 /*
  * Which address and which service a packet is for. Both tables are laid out by
  * userspace (src/abi.rs computes the same hashes) so that PROBES places are
- * enough; mostly the first one tells.
+ * enough; mostly the first one tells. A service on several ports is found by its
+ * VIP's port map: after those on one port.
  */
 #ifndef __XDP_PROXY_SERVICE_H__
 #define __XDP_PROXY_SERVICE_H__
@@ -58,30 +59,68 @@ static __always_inline enum outcome find_address(struct packet *packet)
 	return OUTCOME_PASSED;
 }
 
+/* The entry of a port of the packet's VIP and protocol; NULL: none. */
+static __always_inline const struct listener *
+listener_at(const struct packet *packet, __be16 port)
+{
+	__u32 place = place_hash((__u64)packet->vip << 32 |
+				 packet->protocol << 16 | port);
+
+#pragma unroll
+	for (int i = 0; i < PROBES; i++, place++) {
+		__u32 key = place & listener_mask;
+		const struct listener *listener =
+			bpf_map_lookup_elem(&listeners, &key);
+
+		if (!listener || !listener->vip)
+			break;
+		if (listener->vip == packet->vip && listener->port == port &&
+		    listener->protocol == packet->protocol)
+			return listener;
+	}
+	return NULL;
+}
+
+/* Sets service from the port map of the packet's VIP, if it has one. */
+static __always_inline enum outcome find_in_port_map(struct packet *packet)
+{
+	const struct listener *listener = listener_at(packet, 0);
+	const struct port_map *map;
+	__u32 index;
+	__u16 service;
+
+	if (!listener)
+		return OUTCOME_PASSED;
+	index = listener->target;
+	map = bpf_map_lookup_elem(&port_maps, &index);
+	if (!map)
+		return OUTCOME_PASSED;
+	service = map->service[bpf_ntohs(packet->dest_port)];
+	if (!service)
+		return OUTCOME_PASSED;
+	packet->service = service - 1;
+	return OUTCOME_NEXT;
+}
+
 /* Sets service; passes what is for no service of the VIP. */
 static __always_inline enum outcome find_service(struct packet *packet)
 {
-	__u32 place = place_hash((__u64)packet->vip << 32 |
-				 packet->protocol << 16 | packet->dest_port);
+	const struct listener *listener;
 
-	if (!packet->vip)
+	/* Port 0 is nobody's: its entry leads to a port map. */
+	if (!packet->vip || !packet->dest_port)
 		return OUTCOME_PASSED;
-#pragma unroll
-	for (int i = 0; i < PROBES; i++, place++) {
-		__u32 key = place & service_mask;
-		const struct service *service =
-			bpf_map_lookup_elem(&services, &key);
+	listener = listener_at(packet, packet->dest_port);
+	if (!listener)
+		return serves_port_ranges ? find_in_port_map(packet) :
+					    OUTCOME_PASSED;
+	packet->service = listener->target;
+	return OUTCOME_NEXT;
+}
 
-		if (!service || !service->vip)
-			break;
-		if (service->vip == packet->vip &&
-		    service->port == packet->dest_port &&
-		    service->protocol == packet->protocol) {
-			packet->service = key;
-			return OUTCOME_NEXT;
-		}
-	}
-	return OUTCOME_PASSED;
+static __always_inline const struct service *service_of(__u32 index)
+{
+	return bpf_map_lookup_elem(&services, &index);
 }
 
 #endif /* __XDP_PROXY_SERVICE_H__ */

@@ -13,20 +13,32 @@ static __always_inline struct backend_counters *counters_of(__u32 backend)
 	return bpf_map_lookup_elem(&backend_counters, &backend);
 }
 
+/* How many flows a backend has, for least-connections; NULL: nobody asks. */
+static __always_inline __u64 *load_of(__u32 backend)
+{
+	return counts_loads ? bpf_map_lookup_elem(&loads, &backend) : NULL;
+}
+
 static __always_inline void count_flow_begun(__u32 backend)
 {
 	struct backend_counters *counters = counters_of(backend);
+	__u64 *load = load_of(backend);
 
 	if (counters)
 		counters->flows_begun++;
+	if (load)
+		__sync_fetch_and_add(load, 1);
 }
 
 static __always_inline void count_flow_ended(__u32 backend)
 {
 	struct backend_counters *counters = counters_of(backend);
+	__u64 *load = load_of(backend);
 
 	if (counters)
 		counters->flows_ended++;
+	if (load)
+		__sync_fetch_and_add(load, -1);
 }
 
 /* Counts the packet and turns its outcome into the kernel's verdict. */

@@ -16,15 +16,30 @@ static __always_inline __u32 now(void)
 }
 
 /*
- * Ticks since the flow's last packet. The clock is read last: another CPU may
- * have moved `seen` meanwhile, and a flow from the future is a young one.
+ * Ticks since something was seen. The clock is read last: another CPU may have
+ * moved `seen` meanwhile, and what is from the future is young.
  */
-static __always_inline __u32 age(const struct flow *flow)
+static __always_inline __u32 ticks_since(const __u32 *seen)
 {
-	__u32 seen = *(const volatile __u32 *)&flow->seen;
-	__u32 ticks = now() - seen;
+	__u32 then = *(const volatile __u32 *)seen;
+	__u32 ticks = now() - then;
 
 	return (__s32)ticks < 0 ? 0 : ticks;
+}
+
+static __always_inline __u32 age(const struct flow *flow)
+{
+	return ticks_since(&flow->seen);
+}
+
+/*
+ * Whether the record still is of the flow that was found in it. Asked when all
+ * of it was used: who takes a record writes its hash before the rest.
+ */
+static __always_inline bool is_still_of(const struct flow *flow, __u32 hash)
+{
+	barrier();
+	return *(const volatile __u32 *)&flow->hash == hash;
 }
 
 static __always_inline struct flow *flow_at(__u32 slot)
@@ -59,12 +74,11 @@ static __always_inline bool is_flow_of_client(const struct flow *flow,
 /* Long finished, though its port was not needed again. */
 static __always_inline bool is_over(const struct flow *flow)
 {
-	__u32 place = flow->service;
 	const struct service *service;
 
 	if (!flow->retired)
 		return false;
-	service = bpf_map_lookup_elem(&services, &place);
+	service = service_of(flow->service);
 	return !service || age(flow) > service->closing;
 }
 
@@ -92,6 +106,15 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet)
 	return NULL;
 }
 
+/* The port that the flow's packets reach the backend on. */
+static __always_inline __be16 backend_port(const struct backend *backend,
+					   const struct flow *flow)
+{
+	if (serves_port_ranges && !backend->port)
+		return flow->service_port;
+	return backend->port;
+}
+
 /* The flow of a packet that a backend sent: its port is the flow's slot. */
 static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 {
@@ -114,7 +137,7 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 		return NULL;
 	index = flow->backend;
 	backend = bpf_map_lookup_elem(&backends, &index);
-	if (!backend || backend->port != packet->source_port ||
+	if (!backend || backend_port(backend, flow) != packet->source_port ||
 	    !same_address(backend->address, packet->from) || is_over(flow))
 		return NULL;
 	packet->slot = slot;

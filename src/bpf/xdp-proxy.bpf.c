@@ -12,7 +12,7 @@ from_backend(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 	enum outcome outcome = check_packet(ctx, packet);
 
 	packet->direction = FROM_BACKEND;
-	return outcome ? outcome : return_packet(ctx, packet, flow);
+	return outcome ? outcome : return_packet(ctx, packet, flow, true);
 }
 
 static __always_inline enum outcome
@@ -23,7 +23,7 @@ from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 	packet->direction = FROM_CLIENT;
 	if (!outcome)
 		outcome = flow_of_client(packet, flow);
-	return outcome ? outcome : forward_packet(ctx, packet);
+	return outcome ? outcome : forward_packet(ctx, packet, true);
 }
 
 /* A packet that has ports, to an address of ours. */

@@ -81,7 +81,7 @@ fn describe_service(text: &mut String, service: &Service) {
     line(text, "timeouts", format!("{{ {} }}", timeouts.join(", ")));
     for backend in &service.backends {
         text.push_str("\n[[service.backend]]\n");
-        line(text, "address", string(&backend.address.to_string()));
+        line(text, "address", string(&backend.to_string()));
         line(text, "weight", backend.weight.to_string());
     }
 }

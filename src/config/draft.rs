@@ -78,7 +78,8 @@ impl Draft {
     pub(super) fn service(&self, host: &HostPorts) -> Result<Service, ConfigError> {
         let name = self.key("name", &self.keys.name, value::name)?;
         let Some(listen) = self.key("listen", &self.keys.listen, value::listen)? else {
-            let problem = "is missing; give the VIP and its port, as in \"192.0.2.1:80\"";
+            let problem = "is missing; give the VIP and its port, as in \"192.0.2.1:80\", \
+                           \"192.0.2.1:8000-8099\" or \"192.0.2.1:*\" for any port";
             return Err(self.listen_error(problem.into()));
         };
         let forwarding = |text: &str| value::choice(&FORWARDINGS, text);
@@ -175,14 +176,15 @@ impl Draft {
                     "address is missing, as in address = \"192.0.2.10:80\"".into(),
                 ));
             };
-            let address = value::backend_address(text, listen.port).map_err(error)?;
+            let address = value::backend_address(text, listen.ports).map_err(error)?;
             same_family(listen, address.ip()).map_err(error)?;
             let weight = written.weight.map_or(Ok(1), value::weight).map_err(error)?;
+            let backend = Backend { address, weight };
             if !seen.insert(address) {
-                let problem = format!("{address} is a backend of this service already; remove one");
+                let problem = format!("{backend} is a backend of this service already; remove one");
                 return Err(error(problem));
             }
-            backends.push(Backend { address, weight });
+            backends.push(backend);
         }
         if backends.is_empty() {
             return Err(self.error("backend", None, "is missing; give at least one".into()));

@@ -4,9 +4,12 @@
 //! the caller puts in front of it where the value was written.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::service::{Forwarding, Listen, Mode, PortRanges, Protocol, Scheduler, WEIGHT_MAX};
+use crate::service::{
+    Forwarding, Listen, ListenPorts, Mode, PortRanges, Protocol, Scheduler, WEIGHT_MAX,
+};
 
 /// What could not be made of a text, and the mend.
 pub(super) type Result<T> = std::result::Result<T, String>;
@@ -19,7 +22,13 @@ pub const MODES: [(&str, Mode); 4] = [
     ("offload", Mode::Offload),
 ];
 pub(super) const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
-pub(super) const SCHEDULERS: [(&str, Scheduler); 1] = [("maglev", Scheduler::Maglev)];
+pub(super) const SCHEDULERS: [(&str, Scheduler); 5] = [
+    ("maglev", Scheduler::Maglev),
+    ("source-hash", Scheduler::SourceHash),
+    ("round-robin", Scheduler::RoundRobin),
+    ("random", Scheduler::Random),
+    ("least-connections", Scheduler::LeastConnections),
+];
 
 /// The value that the word stands for.
 pub(super) fn choice<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T> {
@@ -43,7 +52,12 @@ pub(super) fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'sta
         .map_or("", |(word, _)| *word)
 }
 
-/// `VIP:PORT[/tcp|/udp]`.
+/// The word of a scheduler.
+pub fn scheduler_word(scheduler: Scheduler) -> &'static str {
+    word(&SCHEDULERS, scheduler)
+}
+
+/// `VIP:PORTS[/tcp|/udp]`, the ports being `80`, `8000-8099` or `*`.
 pub(super) fn listen(text: &str) -> Result<Listen> {
     let (endpoint, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = match protocol {
@@ -55,23 +69,54 @@ pub(super) fn listen(text: &str) -> Result<Listen> {
             ));
         }
     };
-    match host_and_port(endpoint)? {
-        (vip, Some(port)) => Ok(Listen {
-            vip,
-            port,
-            protocol,
-        }),
-        (vip, None) => Err(format!(
-            "the port is missing, as in {}",
-            SocketAddr::new(vip, 80)
-        )),
+    let (host, ports) = split_ports(endpoint);
+    let vip = address(host)?;
+    let listen = |ports| Listen {
+        vip,
+        ports,
+        protocol,
+    };
+    match ports {
+        Some(ports) => Ok(listen(listen_ports(ports)?)),
+        None => {
+            let [one, range, any] = [
+                ListenPorts::One(80),
+                ListenPorts::Range(8000, 8099),
+                ListenPorts::Any,
+            ]
+            .map(listen);
+            Err(format!(
+                "the port is missing; write {one}, a range as in {range}, or {any} for any port"
+            ))
+        }
     }
 }
 
-/// `ADDR[:PORT]`, with the port to take when it has none.
-pub(super) fn backend_address(text: &str, default_port: u16) -> Result<SocketAddr> {
-    let (address, port) = host_and_port(text)?;
-    Ok(SocketAddr::new(address, port.unwrap_or(default_port)))
+fn listen_ports(text: &str) -> Result<ListenPorts> {
+    if text == "*" {
+        return Ok(ListenPorts::Any);
+    }
+    range(text, ", a range as in 8000-8099, or * for any port")
+        .map(|range| ListenPorts::new(*range.start(), *range.end()))
+}
+
+/// `ADDR[:PORT]` of a service on these ports; without a port it has the
+/// service's.
+pub(super) fn backend_address(text: &str, ports: ListenPorts) -> Result<SocketAddr> {
+    let (host, written) = split_ports(text);
+    let address = address(host)?;
+    let written = written.map(port).transpose()?;
+    let port = match (ports.one(), written) {
+        (Some(own), written) => written.unwrap_or(own),
+        (None, None) => 0,
+        (None, Some(port)) => {
+            return Err(format!(
+                "the service has several ports, and its backends keep the one that the client \
+                 connects to; leave :{port} out"
+            ));
+        }
+    };
+    Ok(SocketAddr::new(address, port))
 }
 
 /// The parts of `ADDR[:PORT][,weight=N]`: the address's text and the weight.
@@ -133,12 +178,12 @@ pub(super) fn address(text: &str) -> Result<IpAddr> {
     Err(format!("{address} is {kind}; give the address of one host"))
 }
 
-/// `ADDR[:PORT]`; IPv6 with a port is bracketed.
-fn host_and_port(text: &str) -> Result<(IpAddr, Option<u16>)> {
+/// The address and the ports of `ADDR[:PORTS]`; IPv6 with ports is bracketed.
+fn split_ports(text: &str) -> (&str, Option<&str>) {
     let is_bare = text.parse::<Ipv6Addr>().is_ok() || text.ends_with(']');
     match text.rsplit_once(':') {
-        Some((host, number)) if !is_bare => Ok((address(host)?, Some(port(number)?))),
-        _ => Ok((address(text)?, None)),
+        Some((host, ports)) if !is_bare => (host, Some(ports)),
+        _ => (text, None),
     }
 }
 
@@ -153,16 +198,22 @@ fn port(text: &str) -> Result<u16> {
     }
 }
 
+/// `80` or `8000-8099`; `others` is what else may stand in its place, for errors.
+fn range(text: &str, others: &str) -> Result<RangeInclusive<u16>> {
+    let port = |text: &str| port(text.trim()).map_err(|problem| problem + others);
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last {
+        return Err(format!("{first}-{last} is empty; write {last}-{first}"));
+    }
+    Ok(first..=last)
+}
+
 /// Ports and ranges of ports: `1024-32767,61000-65535`.
 pub(super) fn port_ranges(text: &str) -> Result<PortRanges> {
     let mut ranges = Vec::new();
-    for part in text.split(',').map(str::trim) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (port(first.trim())?, port(last.trim())?);
-        if first > last {
-            return Err(format!("{first}-{last} is empty; write {last}-{first}"));
-        }
-        ranges.push(first..=last);
+    for part in text.split(',') {
+        ranges.push(range(part, "")?);
     }
     PortRanges::new(ranges).ok_or_else(|| "no port is left; give at least one".into())
 }

@@ -202,6 +202,13 @@ pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>
     Ok(None)
 }
 
+/// Whether any interface has the address, be it the loopback.
+pub async fn is_held(address: IpAddr) -> Result<bool> {
+    let all = open()?.addresses().await;
+    let all = all.with_context(|| format!("looking for the interface that has {address}"))?;
+    Ok(all.iter().any(|(held, _)| *held == address))
+}
+
 /// The interface that packets for the address leave by; `None` without a route,
 /// and for addresses of this host.
 pub async fn interface_towards(address: IpAddr) -> Result<Option<Interface>> {

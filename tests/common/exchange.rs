@@ -26,6 +26,8 @@ pub struct Exchange<'rig> {
     pub path: Option<Path>,
     /// How both ends send.
     pub sum: Sum,
+    /// Of the client's frames, and of its backend's.
+    pub tags: [Vec<Tag>; 2],
 }
 
 /// A client's address, of the family of `service`, that differs for every
@@ -59,6 +61,15 @@ impl<'rig> Exchange<'rig> {
             service,
             path: None,
             sum: Sum::Complete,
+            tags: Default::default(),
+        }
+    }
+
+    /// The service, as [`Exchange::new`] takes it.
+    pub fn listen(&self) -> String {
+        match self.protocol {
+            Protocol::Tcp => self.service.to_string(),
+            Protocol::Udp => format!("{}/udp", self.service),
         }
     }
 
@@ -79,6 +90,7 @@ impl<'rig> Exchange<'rig> {
     pub fn client_frame(&self, flags: u8) -> Frame {
         let macs = (CLIENT_MAC, LB_MAC);
         let mut frame = Frame::new(self.protocol, macs, self.client, self.service);
+        frame.tags = self.tags[0].clone();
         if self.protocol == Protocol::Tcp {
             let tcp = frame.tcp();
             tcp.sequence_number = CLIENT_SEQUENCE;
@@ -93,6 +105,7 @@ impl<'rig> Exchange<'rig> {
         let (source, backend) = self.path();
         let macs = (backend_mac(backend.ip()), LB_MAC);
         let mut frame = Frame::new(self.protocol, macs, backend, source);
+        frame.tags = self.tags[1].clone();
         if self.protocol == Protocol::Tcp {
             let tcp = frame.tcp();
             tcp.sequence_number = BACKEND_SEQUENCE;
@@ -102,10 +115,12 @@ impl<'rig> Exchange<'rig> {
         frame
     }
 
-    /// What must come out where `frame` reaches the backend by `path`.
-    pub fn forwarded(frame: &Frame, (source, backend): Path) -> Frame {
+    /// What must come out where `frame` reaches the backend.
+    pub fn forwarded(&self, frame: &Frame) -> Frame {
+        let (source, backend) = self.path();
         let mut out = frame.clone();
         (out.from_mac, out.to_mac) = (frame.to_mac, backend_mac(backend.ip()));
+        out.tags = self.tags[1].clone();
         out.set_ends(source, backend);
         *out.hops() -= 1;
         out
@@ -115,6 +130,7 @@ impl<'rig> Exchange<'rig> {
     pub fn returned(&self, frame: &Frame) -> Frame {
         let mut out = frame.clone();
         (out.from_mac, out.to_mac) = (frame.to_mac, CLIENT_MAC);
+        out.tags = self.tags[0].clone();
         out.set_ends(self.service, self.client);
         *out.hops() -= 1;
         out
@@ -134,17 +150,19 @@ impl<'rig> Exchange<'rig> {
     pub fn forward_frame(&mut self, frame: &Frame) {
         let ran = self.counted(&frame.bytes(self.sum), OutcomeCode::OUTCOME_FORWARDED);
         assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
-        let path = *self.path.get_or_insert_with(|| ends_of(&ran.frame));
-        let wanted = Self::forwarded(frame, path);
+        self.path.get_or_insert_with(|| ends_of(&ran.frame));
+        let wanted = self.forwarded(frame);
         assert_eq!(ran.frame, wanted.bytes(self.sum_out()), "{frame:?}");
     }
 
     #[track_caller]
     pub fn reply_frame(&self, frame: &Frame) {
-        let ran = self.counted(&frame.bytes(self.sum), OutcomeCode::OUTCOME_RETURNED);
-        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
-        let wanted = self.returned(frame);
-        assert_eq!(ran.frame, wanted.bytes(self.sum_out()), "{frame:?}");
+        let wanted = self.returned(frame).bytes(self.sum_out());
+        self.becomes(
+            &frame.bytes(self.sum),
+            &wanted,
+            OutcomeCode::OUTCOME_RETURNED,
+        );
     }
 
     #[track_caller]
@@ -194,6 +212,14 @@ impl<'rig> Exchange<'rig> {
         assert_eq!((ran.verdict, &ran.frame[..]), (XDP_DROP, frame));
     }
 
+    /// The frame becomes these bytes, and is counted by this outcome.
+    #[track_caller]
+    pub fn becomes(&self, frame: &[u8], wanted: &[u8], code: OutcomeCode) {
+        let ran = self.counted(frame, code);
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:02x?}");
+        assert_eq!(ran.frame, wanted, "{code:?} of {frame:02x?}");
+    }
+
     /// Answered by a RST (RFC 9293, section 3.10.7.1) with all that was before
     /// the TCP header.
     #[track_caller]
@@ -217,22 +243,32 @@ impl<'rig> Exchange<'rig> {
             set_flags(&mut reset, RST | ACK);
         }
         *out.tcp() = reset;
-        let ran = self.counted(&frame.bytes(self.sum), code);
-        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
-        assert_eq!(ran.frame, out.bytes(self.sum_out()), "{frame:?}");
+        self.becomes(&frame.bytes(self.sum), &out.bytes(self.sum_out()), code);
     }
 
     /// Answered by ICMP, after a rest that the limit asks for.
     #[track_caller]
     pub fn is_told(&self, frame: &Frame, told: Told, code: OutcomeCode) {
-        std::thread::sleep(2 * datapath::tick().expect("the kernel's tick"));
-        let bytes = frame.bytes(self.sum);
         let completed = self.sum_out() == Sum::Partial && !frame.unsummed;
         let completed_at = completed.then(|| frame.checksum_at());
-        let wanted = icmp_answer(&bytes, frame.transport_at(), told, completed_at);
-        let ran = self.counted(&bytes, code);
-        assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
-        assert_eq!(ran.frame, wanted, "{frame:?}");
+        let bytes = frame.bytes(self.sum);
+        self.is_answered(&bytes, frame.transport_at(), told, completed_at, code);
+    }
+
+    /// The same for a frame whose transport header is at `transport_at`;
+    /// `completed_at` as [`icmp_answer`] takes it.
+    #[track_caller]
+    pub fn is_answered(
+        &self,
+        frame: &[u8],
+        transport_at: usize,
+        told: Told,
+        completed_at: Option<usize>,
+        code: OutcomeCode,
+    ) {
+        std::thread::sleep(2 * datapath::tick().expect("the kernel's tick"));
+        let wanted = icmp_answer(frame, transport_at, told, completed_at);
+        self.becomes(frame, &wanted, code);
     }
 }
 

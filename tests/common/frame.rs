@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Frames of TCP or UDP over IPv4 or IPv6, as fields. Bytes and checksums come
-//! from etherparse alone.
+//! Frames of TCP, UDP or ICMP over IPv4 or IPv6, tagged or not, as fields. Bytes
+//! and checksums come from etherparse alone.
 
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{
-    IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header,
-    Ipv6RawExtHeader, NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header,
+    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, NetSlice, SlicedPacket,
+    TcpHeader, UdpHeader,
 };
 use xdp_proxy::service::Protocol;
 
@@ -18,8 +19,8 @@ use super::frames::*;
 pub enum Extension {
     /// Its kind, and its bytes after the first two: 6, 14, 22...
     Raw(IpNumber, Vec<u8>),
-    /// Offset in units of 8 bytes, and whether more follow.
-    Fragment(u16, bool),
+    /// Offset in units of 8 bytes, whether more follow, and the identification.
+    Fragment(u16, bool, u32),
 }
 
 /// So many bytes of an extension header, a multiple of 8.
@@ -40,13 +41,23 @@ pub enum Network {
 pub enum Transport {
     Tcp(TcpHeader),
     Udp(UdpHeader),
+    Icmp(Icmp),
 }
+
+/// ICMP of the family at hand: type, code and the four bytes behind the checksum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Icmp(pub u8, pub u8, pub [u8; 4]);
+
+/// A VLAN tag: its protocol, and priority with the VLAN's number.
+pub type Tag = (u16, u16);
 
 /// Lengths and checksums are not kept here: [`Frame::bytes`] computes them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frame {
     pub to_mac: [u8; 6],
     pub from_mac: [u8; 6],
+    /// The outermost first.
+    pub tags: Vec<Tag>,
     pub network: Network,
     pub transport: Transport,
     pub payload: Vec<u8>,
@@ -70,7 +81,23 @@ impl Frame {
         from: SocketAddr,
         to: SocketAddr,
     ) -> Frame {
-        let network = match (from.ip(), to.ip()) {
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp(TcpHeader::new(from.port(), to.port(), 0, 0)),
+            Protocol::Udp => Transport::Udp(UdpHeader {
+                source_port: from.port(),
+                destination_port: to.port(),
+                ..Default::default()
+            }),
+        };
+        Frame::between(macs, from.ip(), to.ip(), transport)
+    }
+
+    pub fn icmp(macs: ([u8; 6], [u8; 6]), from: IpAddr, to: IpAddr, icmp: Icmp) -> Frame {
+        Frame::between(macs, from, to, Transport::Icmp(icmp))
+    }
+
+    fn between(macs: ([u8; 6], [u8; 6]), from: IpAddr, to: IpAddr, transport: Transport) -> Frame {
+        let network = match (from, to) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let (source, destination) = (source.octets(), destination.octets());
                 let mut ip = Ipv4Header::new(0, 64, IpNumber::TCP, source, destination)
@@ -91,17 +118,10 @@ impl Frame {
             ),
             _ => panic!("{from} and {to} are of two families"),
         };
-        let transport = match protocol {
-            Protocol::Tcp => Transport::Tcp(TcpHeader::new(from.port(), to.port(), 0, 0)),
-            Protocol::Udp => Transport::Udp(UdpHeader {
-                source_port: from.port(),
-                destination_port: to.port(),
-                ..Default::default()
-            }),
-        };
         Frame {
             from_mac: macs.0,
             to_mac: macs.1,
+            tags: vec![],
             network,
             transport,
             payload: vec![],
@@ -121,6 +141,7 @@ impl Frame {
         let port = match &self.transport {
             Transport::Tcp(tcp) => tcp.source_port,
             Transport::Udp(udp) => udp.source_port,
+            Transport::Icmp(_) => 0,
         };
         SocketAddr::new(self.addresses().0, port)
     }
@@ -129,6 +150,7 @@ impl Frame {
         let port = match &self.transport {
             Transport::Tcp(tcp) => tcp.destination_port,
             Transport::Udp(udp) => udp.destination_port,
+            Transport::Icmp(_) => 0,
         };
         SocketAddr::new(self.addresses().1, port)
     }
@@ -150,6 +172,7 @@ impl Frame {
             Transport::Udp(udp) => {
                 (udp.source_port, udp.destination_port) = (source.port(), destination.port());
             }
+            Transport::Icmp(_) => (),
         }
     }
 
@@ -178,7 +201,7 @@ impl Frame {
     pub fn tcp(&mut self) -> &mut TcpHeader {
         match &mut self.transport {
             Transport::Tcp(tcp) => tcp,
-            Transport::Udp(_) => panic!("UDP"),
+            _ => panic!("not TCP"),
         }
     }
 
@@ -186,6 +209,10 @@ impl Frame {
         match &self.transport {
             Transport::Tcp(_) => IpNumber::TCP,
             Transport::Udp(_) => IpNumber::UDP,
+            Transport::Icmp(_) => match self.network {
+                Network::V4(_) => IpNumber::ICMP,
+                Network::V6(..) => IpNumber::IPV6_ICMP,
+            },
         }
     }
 
@@ -193,6 +220,7 @@ impl Frame {
         match &self.transport {
             Transport::Tcp(tcp) => tcp.header_len(),
             Transport::Udp(_) => UdpHeader::LEN,
+            Transport::Icmp(_) => 8,
         }
     }
 
@@ -223,6 +251,25 @@ impl Frame {
             (Transport::Udp(udp), Network::V6(ip, _)) => self
                 .udp_with_length(udp)
                 .calc_checksum_ipv6_raw(ip.source, ip.destination, payload),
+            (Transport::Icmp(icmp), Network::V4(_)) => {
+                let &Icmp(type_u8, code_u8, bytes5to8) = icmp;
+                let kind = Icmpv4Type::Unknown {
+                    type_u8,
+                    code_u8,
+                    bytes5to8,
+                };
+                Ok(Icmpv4Header::with_checksum(kind, payload).checksum)
+            }
+            (Transport::Icmp(icmp), Network::V6(ip, _)) => {
+                let &Icmp(type_u8, code_u8, bytes5to8) = icmp;
+                let kind = Icmpv6Type::Unknown {
+                    type_u8,
+                    code_u8,
+                    bytes5to8,
+                };
+                Icmpv6Header::with_checksum(kind, ip.source, ip.destination, payload)
+                    .map(|header| header.checksum)
+            }
         }
         .expect("a payload that fits")
     }
@@ -240,7 +287,7 @@ impl Frame {
 
     /// Where the transport header begins in the frame.
     pub fn transport_at(&self) -> usize {
-        ETHERNET_BYTES + self.ip_header().len()
+        self.link_header().len() + self.ip_header().len()
     }
 
     /// Where the checksum lies in the transport header.
@@ -248,12 +295,28 @@ impl Frame {
         match &self.transport {
             Transport::Tcp(_) => 16,
             Transport::Udp(_) => 6,
+            Transport::Icmp(_) => 2,
         }
     }
 
-    fn extension_bytes(&self, extensions: &[Extension]) -> Vec<u8> {
+    /// MACs, tags and type.
+    pub fn link_header(&self) -> Vec<u8> {
+        let mut bytes = [self.to_mac, self.from_mac].concat();
+        for (protocol, control) in &self.tags {
+            bytes.extend(protocol.to_be_bytes());
+            bytes.extend(control.to_be_bytes());
+        }
+        bytes.extend(match self.network {
+            Network::V4(_) => [8, 0],
+            Network::V6(..) => [0x86, 0xdd],
+        });
+        bytes
+    }
+
+    /// Extension headers, the last of which names `next`.
+    pub fn extension_bytes(extensions: &[Extension], next: IpNumber) -> Vec<u8> {
         let kinds = extensions.iter().map(kind_of);
-        let next = kinds.skip(1).chain([self.protocol()]);
+        let next = kinds.skip(1).chain([next]);
         let bytes = extensions
             .iter()
             .zip(next)
@@ -262,9 +325,9 @@ impl Frame {
                     .expect("a length that fits")
                     .to_bytes()
                     .to_vec(),
-                Extension::Fragment(offset, more) => {
+                Extension::Fragment(offset, more, id) => {
                     let offset = IpFragOffset::try_new(*offset).expect("13 bits");
-                    Ipv6FragmentHeader::new(next, offset, *more, 0x1d1d)
+                    Ipv6FragmentHeader::new(next, offset, *more, *id)
                         .to_bytes()
                         .to_vec()
                 }
@@ -274,37 +337,38 @@ impl Frame {
 
     /// The IP header with all that is before the transport header.
     pub fn ip_header(&self) -> Vec<u8> {
+        self.ip_header_before(self.protocol(), self.transport_bytes())
+    }
+
+    /// The same before so many bytes of something else.
+    pub fn ip_header_before(&self, next: IpNumber, bytes: usize) -> Vec<u8> {
         match &self.network {
             Network::V4(ip) => {
                 let mut ip = ip.clone();
-                ip.protocol = self.protocol();
-                ip.set_payload_len(self.transport_bytes()).expect("it fits");
+                ip.protocol = next;
+                ip.set_payload_len(bytes).expect("it fits");
                 ip.header_checksum = ip.calc_header_checksum();
                 ip.to_bytes().to_vec()
             }
             Network::V6(ip, extensions) => {
                 let mut ip = ip.clone();
-                let bytes = self.extension_bytes(extensions);
-                ip.next_header = extensions.first().map_or(self.protocol(), kind_of);
-                ip.set_payload_length(bytes.len() + self.transport_bytes())
+                let extension_bytes = Self::extension_bytes(extensions, next);
+                ip.next_header = extensions.first().map_or(next, kind_of);
+                ip.set_payload_length(extension_bytes.len() + bytes)
                     .expect("it fits");
-                [&ip.to_bytes()[..], &bytes].concat()
+                [&ip.to_bytes()[..], &extension_bytes].concat()
             }
         }
     }
 
-    /// The whole frame, its lengths and checksums filled in.
-    pub fn bytes(&self, sum: Sum) -> Vec<u8> {
+    /// The transport header and the payload.
+    pub fn ip_payload(&self, sum: Sum) -> Vec<u8> {
         let checksum = match sum {
             _ if self.unsummed => 0,
             Sum::Complete => self.complete_sum(),
             Sum::Partial => self.partial_sum(),
         };
-        let (ether_type, header) = match &self.network {
-            Network::V4(_) => ([8, 0], self.ip_header()),
-            Network::V6(..) => ([0x86, 0xdd], self.ip_header()),
-        };
-        let transport = match &self.transport {
+        let header = match &self.transport {
             Transport::Tcp(tcp) => {
                 let mut tcp = tcp.clone();
                 tcp.checksum = checksum;
@@ -315,48 +379,47 @@ impl Frame {
                 udp.checksum = checksum;
                 udp.to_bytes().to_vec()
             }
+            Transport::Icmp(Icmp(kind, code, rest)) => {
+                [&[*kind, *code], &checksum.to_be_bytes()[..], rest].concat()
+            }
         };
-        [
-            &self.to_mac[..],
-            &self.from_mac,
-            &ether_type,
-            &header,
-            &transport,
-            &self.payload,
-            &self.padding,
-        ]
-        .concat()
+        [&header[..], &self.payload].concat()
+    }
+
+    /// The IP packet, without the frame around it.
+    pub fn packet(&self, sum: Sum) -> Vec<u8> {
+        [self.ip_header(), self.ip_payload(sum)].concat()
+    }
+
+    /// The whole frame, its lengths and checksums filled in.
+    pub fn bytes(&self, sum: Sum) -> Vec<u8> {
+        [&self.link_header()[..], &self.packet(sum), &self.padding].concat()
     }
 }
 
-fn kind_of(extension: &Extension) -> IpNumber {
+pub fn kind_of(extension: &Extension) -> IpNumber {
     match extension {
         Extension::Raw(kind, _) => *kind,
         Extension::Fragment(..) => IpNumber::IPV6_FRAGMENTATION_HEADER,
     }
 }
 
-/// Source and destination of a frame of TCP or UDP.
+/// Source and destination of a frame of TCP or UDP, or of its first fragment.
 pub fn ends_of(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
-    let (from, to): (IpAddr, IpAddr) = match packet.net {
+    let (from, to, payload): (IpAddr, IpAddr, _) = match &packet.net {
         Some(NetSlice::Ipv4(ip)) => (
             ip.header().source_addr().into(),
             ip.header().destination_addr().into(),
+            ip.payload().payload,
         ),
         Some(NetSlice::Ipv6(ip)) => (
             ip.header().source_addr().into(),
             ip.header().destination_addr().into(),
+            ip.payload().payload,
         ),
         other => panic!("{other:?}"),
     };
-    let (source_port, destination_port) = match packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
-        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
-        other => panic!("{other:?}"),
-    };
-    (
-        SocketAddr::new(from, source_port),
-        SocketAddr::new(to, destination_port),
-    )
+    let port = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
+    (SocketAddr::new(from, port(0)), SocketAddr::new(to, port(2)))
 }

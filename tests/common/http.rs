@@ -20,6 +20,11 @@ impl Connection {
     pub fn open_within(server: &str, patience: Duration) -> io::Result<Connection> {
         let server: SocketAddr = format!("{server}:80").parse().unwrap();
         let stream = TcpStream::connect_timeout(&server, patience)?;
+        Connection::over(stream, patience)
+    }
+
+    /// One over a stream that is there already.
+    pub fn over(stream: TcpStream, patience: Duration) -> io::Result<Connection> {
         stream.set_read_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Connection(BufReader::new(stream)))

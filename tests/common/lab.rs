@@ -185,14 +185,64 @@ impl Lab {
         links[0].get("xdp").cloned()
     }
 
-    /// A value of `Tcp:` in /proc/net/snmp of a host.
-    pub fn tcp_counter(&self, host: &str, name: &str) -> u64 {
-        let text = self.at(host, "cat /proc/net/snmp");
-        let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
-        let names = lines.next().unwrap().split(' ');
-        let values = lines.next().unwrap().split(' ');
-        let found = names.zip(values).find(|(known, _)| *known == name);
-        found.unwrap().1.parse().unwrap()
+    /// What a host's kernel counted since the lab began, by the names of `nstat`.
+    fn counters(&self, host: &str) -> Value {
+        let all: Value = serde_json::from_str(&self.at(host, "nstat -asjz")).unwrap();
+        all["kernel"].clone()
+    }
+
+    /// One of them: `TcpInSegs`.
+    pub fn counter(&self, host: &str, name: &str) -> u64 {
+        let counter = &self.counters(host)[name];
+        counter
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name}: {counter}"))
+    }
+
+    /// No host was sent a wrong checksum, of whatever protocol.
+    pub fn checksums_were_right(&self, hosts: &[&str]) {
+        for host in hosts {
+            let counters = self.counters(host);
+            let sums = counters.as_object().unwrap().iter();
+            let sums = sums.filter(|(name, _)| name.ends_with("CsumErrors"));
+            let wrong: Vec<_> = sums.clone().filter(|(_, count)| **count != 0).collect();
+            assert!(sums.count() > 4 && wrong.is_empty(), "{host}: {wrong:?}");
+        }
+    }
+
+    /// tcpdump on `eth0` of a host, once it listens.
+    pub fn capture(&self, host: &str, filter: &str) -> Capture {
+        let options = "-i eth0 -n -vv -l --immediate-mode -B 8192";
+        let mut child = self
+            .command(host, "tcpdump")
+            .args(options.split(' '))
+            .arg(filter)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let words = lines_of(child.stderr.take().unwrap());
+        let listens = words.recv_timeout(READY_DEADLINE);
+        assert!(listens.unwrap().contains("listening on eth0"));
+        let seen = lines_of(child.stdout.take().unwrap());
+        Capture { child, seen }
+    }
+}
+
+/// A running tcpdump.
+pub struct Capture {
+    child: Child,
+    seen: Receiver<String>,
+}
+
+impl Capture {
+    /// What it saw.
+    pub fn end(mut self) -> String {
+        std::thread::sleep(Duration::from_millis(100));
+        let tcpdump = Pid::from_raw(only_child(self.child.id()) as i32);
+        kill(tcpdump, Signal::SIGINT).unwrap();
+        self.child.wait().unwrap();
+        self.seen.iter().map(|line| line + "\n").collect()
     }
 }
 
@@ -269,10 +319,10 @@ impl Drop for Balancer<'_> {
             eprintln!("--- the load balancer's log\n{}---", self.log());
         }
         if let Ok(None) = self.child.try_wait() {
-            let _ = kill(
-                Pid::from_raw(only_child(self.child.id()) as i32),
-                Signal::SIGKILL,
-            );
+            // Without a child nsenter is about to end too.
+            if let Some(pid) = children(self.child.id()).first() {
+                let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+            }
             let _ = self.child.wait();
         }
     }
@@ -293,6 +343,16 @@ pub fn refusal(output: &Output, code: i32) -> String {
         assert!(!stderr.contains(bad), "{bad}: {stderr}");
     }
     errors[0].to_owned()
+}
+
+/// Of counters by name.
+pub fn sum(counts: &Value) -> u64 {
+    counts
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|count| count.as_u64().unwrap())
+        .sum()
 }
 
 fn script(name: &str) -> PathBuf {
@@ -320,9 +380,18 @@ fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.collect()
+}
+
 fn only_child(pid: u32) -> u32 {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children.trim().parse().unwrap()
+    let [child] = children(pid)[..] else {
+        panic!("process {pid} has not one child")
+    };
+    child
 }
 
 fn nonce() -> usize {

@@ -6,7 +6,10 @@ use std::process::Command;
 
 pub mod case;
 pub mod connection;
+pub mod dns;
+pub mod echo;
 pub mod exchange;
+pub mod fragment;
 pub mod frame;
 pub mod frames;
 pub mod http;
@@ -14,6 +17,8 @@ pub mod icmp;
 pub mod lab;
 pub mod random;
 pub mod rig;
+pub mod served;
+pub mod wire;
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
 /// where skipping is not allowed (`REQUIRE_ROOT_TESTS=1`).

@@ -2,13 +2,15 @@
 //! A loaded program that packets are run through by BPF_PROG_TEST_RUN.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libbpf_rs::ProgramInput;
 use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::abi::types::flow_state;
 use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
-    Backend, Config, Forwarding, Listen, Mode, PortRanges, Protocol, Scheduler, Service, Timeouts,
+    Backend, Config, Forwarding, Listen, ListenPorts, Mode, PortRanges, Protocol, Scheduler,
+    Service, Timeouts,
 };
 use xdp_proxy::stats::Counters;
 use xdp_proxy::tables::{BackendTable, Path, Tables};
@@ -85,16 +87,22 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
-/// `listen` is "10.0.0.5:80", "[fd00::5]:80" or either of them with "/udp".
+/// `listen` is "10.0.0.5:80", "[fd00::5]:8000-8099", "10.0.0.5:*" or any of them
+/// with "/udp". A backend without a port keeps the one that the client connects to.
 pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
     let (listen, protocol) = match listen.strip_suffix("/udp") {
         Some(listen) => (listen, Protocol::Udp),
         None => (listen, Protocol::Tcp),
     };
-    let listen: std::net::SocketAddr = listen.parse().expect("an address");
+    let (vip, ports) = listen.rsplit_once(':').expect("ports");
+    let port = |text: &str| text.parse::<u16>().expect("a port");
     let listen = Listen {
-        vip: listen.ip(),
-        port: listen.port(),
+        vip: vip.trim_matches(['[', ']']).parse().expect("an address"),
+        ports: match ports.split_once('-') {
+            Some((first, last)) => ListenPorts::new(port(first), port(last)),
+            None if ports == "*" => ListenPorts::Any,
+            None => ListenPorts::One(port(ports)),
+        },
         protocol,
     };
     Service {
@@ -108,7 +116,9 @@ pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
         backends: backends
             .iter()
             .map(|(address, weight)| Backend {
-                address: address.parse().expect("an address"),
+                address: address
+                    .parse()
+                    .unwrap_or_else(|_| SocketAddr::new(address.parse().expect("an address"), 0)),
                 weight: *weight,
             })
             .collect(),
@@ -185,7 +195,7 @@ impl Rig {
     }
 
     /// The index (from 1) of a backend.
-    pub fn backend_index(&self, address: std::net::SocketAddr) -> usize {
+    pub fn backend_index(&self, address: SocketAddr) -> usize {
         let place = |table: &BackendTable| table.backend.address == address;
         let index = self.tables.backends.iter().position(place);
         index.unwrap_or_else(|| panic!("{address} is no backend")) + 1
@@ -196,6 +206,19 @@ impl Rig {
         self.datapath
             .counters(self.tables.backends.len())
             .expect("counters")
+    }
+
+    /// How many flows of the first source address are unconfirmed, as the count
+    /// and the records say; and how many made room.
+    pub fn unconfirmed(&self) -> (u32, u64) {
+        let (counted, evicted) = self.datapath.unconfirmed(0).expect("the count");
+        let flows = self.tables.source_ports[0].iter().filter(|port| {
+            let flow = self.datapath.flow(0, *port).expect("a record");
+            let unconfirmed = flow_state::FLOW_UNCONFIRMED.0 as u8;
+            flow.family != 0 && flow.retired == 0 && flow.state == unconfirmed
+        });
+        assert_eq!(counted as usize, flows.count(), "the count and the records");
+        (counted, evicted)
     }
 
     pub fn counter(&self, code: OutcomeCode) -> u64 {

@@ -84,6 +84,65 @@ fn flags_and_file_give_the_same_service() {
 }
 
 #[test]
+fn listens_are_shown_as_written_canonically() {
+    for (written, canonical) in [
+        ("10.0.0.5:80", "10.0.0.5:80/tcp"),
+        ("10.0.0.5:*", "10.0.0.5:*/tcp"),
+        ("10.0.0.5:*/udp", "10.0.0.5:*/udp"),
+        ("10.0.0.5:1-65535", "10.0.0.5:*/tcp"),
+        ("10.0.0.5:8000-8099/tcp", "10.0.0.5:8000-8099/tcp"),
+        ("10.0.0.5:8000 - 08099", "10.0.0.5:8000-8099/tcp"),
+        ("10.0.0.5:8000-8000", "10.0.0.5:8000/tcp"),
+        ("[2001:db8:0::5]:*/udp", "[2001:db8::5]:*/udp"),
+        ("[2001:db8::5]:1-65534", "[2001:db8::5]:1-65534/tcp"),
+    ] {
+        let backend = if written.starts_with('[') {
+            "2001:db8::2"
+        } else {
+            "10.0.0.2"
+        };
+        let config = flags(&[written], &[backend]).unwrap();
+        let service = &config.services[0];
+        assert_eq!(service.listen.to_string(), canonical);
+        assert_eq!(service.name, canonical);
+        let own = service.listen.ports.one();
+        assert_eq!(service.backends[0].address.port(), own.unwrap_or(0));
+        let printed = describe(&config, &footprint());
+        assert!(
+            printed.contains(&format!("listen = \"{canonical}\"")),
+            "{printed}"
+        );
+        if own.is_none() {
+            let address = format!("address = \"{backend}\"\n");
+            assert!(printed.contains(&address), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn source_ports_may_be_all_from_1024_up_where_the_host_is_kept_from_them() {
+    let text = web("source = [\"10.0.0.10\", \"10.0.0.11\"]\nsource_ports = \"1024-65535\"");
+    assert!(fault(&text).contains("the host gives 32768-"));
+    for host in [
+        HostPorts {
+            local: 32768..=60999,
+            reserved: vec![1024..=65535],
+        },
+        HostPorts {
+            local: 32768..=60999,
+            reserved: vec![32768..=40000, 40001..=60999],
+        },
+        HostPorts {
+            local: 500..=1023,
+            reserved: vec![],
+        },
+    ] {
+        let config = parse("web.toml", &text, &host).unwrap();
+        assert_eq!(config.services[0].source_ports.count(), 64_512);
+    }
+}
+
+#[test]
 fn interface_and_mode_of_the_command_line_go_before_the_files() {
     let directory = tempdir("override");
     let path = directory.join("web.toml");

@@ -17,7 +17,11 @@ fn files() -> impl Strategy<Value = String> {
     let backends = prop::collection::btree_map((any::<u8>(), 1u16..), 1u16..=256, 1..6);
     let service = (
         prop::option::of("[^\\p{Cc}]{1,20}"),
-        1u16..,
+        prop_oneof![
+            (1u16..).prop_map(|port| port.to_string()),
+            (1u16..1000, 1000u16..).prop_map(|(first, last)| format!("{first}-{last}")),
+            Just("*".to_string()),
+        ],
         prop::collection::btree_set(1u8..=4, 0..3),
         [duration.clone(), duration.clone(), duration],
         backends,
@@ -26,10 +30,10 @@ fn files() -> impl Strategy<Value = String> {
     let mode = prop::sample::select(vec!["auto", "generic", "native", "offload"]);
     (mode, ports, prop::collection::vec(service, 1..4)).prop_map(|(mode, ports, services)| {
         let mut text = format!("mode = \"{mode}\"\n");
-        for (i, (name, port, sources, [unanswered, established, closing], backends)) in
+        for (i, (name, listen, sources, [unanswered, established, closing], backends)) in
             services.into_iter().enumerate()
         {
-            text += &format!("[[service]]\nlisten = \"192.0.2.{}:{port}\"\n", i + 1);
+            text += &format!("[[service]]\nlisten = \"192.0.2.{}:{listen}\"\n", i + 1);
             if let Some(name) = name {
                 text += &format!("name = {}\n", toml::Value::from(format!("{i}{name}")));
             }
@@ -43,10 +47,13 @@ fn files() -> impl Strategy<Value = String> {
                  closing = {closing} }}\n"
             );
             for ((host, port), weight) in backends {
-                let host = Ipv4Addr::new(10, 0, 0, host);
-                text += &format!(
-                    "[[service.backend]]\naddress = \"{host}:{port}\"\nweight = {weight}\n"
-                );
+                let [high, low] = port.to_be_bytes();
+                let mut backend = Ipv4Addr::new(10, host, high, low).to_string();
+                if listen.parse::<u16>().is_ok() {
+                    backend += &format!(":{port}");
+                }
+                text +=
+                    &format!("[[service.backend]]\naddress = \"{backend}\"\nweight = {weight}\n");
             }
         }
         text

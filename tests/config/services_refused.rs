@@ -39,6 +39,79 @@ fn a_duplicate_service_is_refused() {
     assert!(file(&second("b", 81)).is_ok());
 }
 
+/// A file of services with these `listen`s, called a, b, c...
+fn listening(listens: &[&str]) -> String {
+    let services = listens.iter().zip('a'..).map(|(listen, name)| {
+        let backend = if listen.starts_with('[') {
+            "2001:db8::2"
+        } else {
+            "10.0.0.2"
+        };
+        format!(
+            "[[service]]\nname = \"{name}\"\nlisten = \"{listen}\"\n\
+             [[service.backend]]\naddress = \"{backend}\"\n"
+        )
+    });
+    services.collect()
+}
+
+#[test]
+fn ranges_that_overlap_are_refused_by_the_names_of_both_services() {
+    for (first, second) in [
+        ("8000-8099", "8099-8200"),
+        ("8000-8099", "7000-8000"),
+        ("8000-8099", "8040-8041"),
+        ("8040-8041", "8000-8099"),
+    ] {
+        for (vip, protocol) in [("192.0.2.1", "/tcp"), ("[2001:db8::5]", "/udp")] {
+            let listens = [first, second].map(|ports| format!("{vip}:{ports}{protocol}"));
+            assert_eq!(
+                fault(&listening(&[&listens[0], &listens[1]])),
+                format!(
+                    "web.toml: service \"b\": listen {:?}: service \"a\" has {}, which overlaps; \
+                     take the ports of one out of the other",
+                    listens[1], listens[0]
+                )
+            );
+        }
+    }
+    for (first, second) in [
+        ("192.0.2.1:*", "192.0.2.1:*/tcp"),
+        ("192.0.2.1:*", "192.0.2.1:1-65535"),
+        ("192.0.2.1:8000-8099", "192.0.2.1:8000-8099"),
+        ("192.0.2.1:80", "192.0.2.1:80-80"),
+    ] {
+        assert_eq!(
+            fault(&listening(&[first, second])),
+            format!(
+                "web.toml: service \"b\": listen {second:?}: service \"a\" listens there already; \
+                 put their backends together"
+            )
+        );
+    }
+}
+
+#[test]
+fn ranges_beside_each_other_and_one_port_within_any_are_no_overlap() {
+    let listens = [
+        "192.0.2.1:*",
+        "192.0.2.1:8000-8099",
+        "192.0.2.1:8100-8199",
+        "192.0.2.1:8050",
+        "192.0.2.1:8000",
+        "192.0.2.1:*/udp",
+        "192.0.2.1:8000-8099/udp",
+        "192.0.2.2:8000-8099",
+        "192.0.2.2:*",
+        "[2001:db8::5]:*",
+        "[2001:db8::5]:8000-8099",
+    ];
+    assert_eq!(
+        file(&listening(&listens)).unwrap().services.len(),
+        listens.len()
+    );
+}
+
 #[test]
 fn a_service_without_a_name_is_called_by_its_position() {
     let text = format!("{}[[service]]\nlisten = \"192.0.2.1:0\"\n", web(""));

@@ -13,24 +13,51 @@ fn a_bad_listen_is_named_with_the_mend() {
         assert_eq!(from_flag, format!("--listen {listen:?}: {problem}"));
         problem.to_string()
     };
-    assert_eq!(key("192.0.2.1:0"), "the port must be from 1 to 65535");
-    assert_eq!(key("192.0.2.1:70000"), "the port must be from 1 to 65535");
+    let others = "a range as in 8000-8099, or * for any port";
+    for port in ["0", "70000", "0-80", "80-70000"] {
+        assert_eq!(
+            key(&format!("192.0.2.1:{port}")),
+            format!("the port must be from 1 to 65535, {others}")
+        );
+    }
+    for (ports, faulty) in [
+        ("http", "http"),
+        ("+80", "+80"),
+        ("80-", ""),
+        ("-80", ""),
+        ("80-90-100", "90-100"),
+        ("80,90", "80,90"),
+        ("**", "**"),
+        ("*-80", "*"),
+        ("", ""),
+    ] {
+        assert_eq!(
+            key(&format!("192.0.2.1:{ports}")),
+            format!("{faulty:?} is no port; give a number from 1 to 65535, {others}")
+        );
+    }
     assert_eq!(
-        key("192.0.2.1:http"),
-        "\"http\" is no port; give a number from 1 to 65535"
+        key("192.0.2.1:8099-8000"),
+        "8099-8000 is empty; write 8000-8099"
     );
     assert_eq!(
-        key("192.0.2.1:+80"),
-        "\"+80\" is no port; give a number from 1 to 65535"
+        key("192.0.2.1"),
+        "the port is missing; write 192.0.2.1:80/tcp, a range as in 192.0.2.1:8000-8099/tcp, \
+         or 192.0.2.1:*/tcp for any port"
     );
-    assert_eq!(key("192.0.2.1"), "the port is missing, as in 192.0.2.1:80");
     assert_eq!(
         key("192.0.2.1:80/sctp"),
         "\"sctp\" is no protocol; write /tcp, /udp or nothing"
     );
     assert_eq!(
-        key("2001:db8::5"),
-        "the port is missing, as in [2001:db8::5]:80"
+        key("2001:db8::5/udp"),
+        "the port is missing; write [2001:db8::5]:80/udp, a range as in \
+         [2001:db8::5]:8000-8099/udp, or [2001:db8::5]:*/udp for any port"
+    );
+    assert_eq!(
+        fault("[[service]]\nname = \"web\"\n"),
+        "web.toml: service \"web\": listen: is missing; give the VIP and its port, as in \
+         \"192.0.2.1:80\", \"192.0.2.1:8000-8099\" or \"192.0.2.1:*\" for any port"
     );
     for (address, kind) in [
         ("::", "the unspecified address"),
@@ -96,6 +123,24 @@ fn a_bad_backend_is_named_with_the_mend() {
 }
 
 #[test]
+fn a_backend_of_several_ports_has_none_of_its_own() {
+    let refusal = "the service has several ports, and its backends keep the one that the client \
+                   connects to; leave :80 out";
+    for listen in ["192.0.2.1:*", "192.0.2.1:8000-8099/udp"] {
+        let line = fault(&web(&format!("listen = \"{listen}\"")));
+        let place = "web.toml: service \"web\": backend \"10.0.0.2:80\": ";
+        assert_eq!(line, format!("{place}{refusal}"));
+        let line = flags(&[listen], &["10.0.0.3", "10.0.0.2:80,weight=2"]).unwrap_err();
+        let place = "--backend \"10.0.0.2:80,weight=2\": ";
+        assert_eq!(line, format!("{place}{refusal}"));
+        assert_eq!(
+            flags(&[listen], &["10.0.0.2", "10.0.0.2"]).unwrap_err(),
+            "--backend \"10.0.0.2\": 10.0.0.2 is a backend of this service already; remove one"
+        );
+    }
+}
+
+#[test]
 fn a_bad_flag_is_named_with_the_mend() {
     let key = |backends: &[&str]| flags(&["192.0.2.1:80"], backends).unwrap_err();
     assert_eq!(
@@ -142,8 +187,9 @@ fn what_is_not_supported_yet_is_refused_with_the_reason() {
         "web.toml: service \"web\": forwarding \"dsr\": only \"nat\" is supported so far"
     );
     assert_eq!(
-        fault(&web("scheduler = \"random\"")),
-        "web.toml: service \"web\": scheduler \"random\": only \"maglev\" is supported so far"
+        fault(&web("scheduler = \"wlc\"")),
+        "web.toml: service \"web\": scheduler \"wlc\": must be one of maglev, source-hash, \
+         round-robin, random, least-connections"
     );
     assert_eq!(
         fault(&web("health = { type = \"tcp\" }")),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::common::http::Connection;
-use crate::common::lab::{LB, Lab, TWO};
+use crate::common::lab::{LB, Lab, TWO, sum};
 
 /// Packets that `eth0` of `lb` received, by the kernel's count, and the status
 /// of the same moment.
@@ -26,16 +26,7 @@ fn still_moment(lab: &Lab) -> (u64, Value) {
     panic!("packets keep coming");
 }
 
-fn sum(counts: &Value) -> u64 {
-    counts
-        .as_object()
-        .unwrap()
-        .values()
-        .map(|count| count.as_u64().unwrap())
-        .sum()
-}
-
-fn adds_up(status: &Value) {
+pub fn adds_up(status: &Value) {
     let packets = &status["packets"];
     let parts =
         packets["passed"].as_u64().unwrap() + sum(&packets["sent"]) + sum(&packets["dropped"]);
@@ -46,7 +37,7 @@ fn adds_up(status: &Value) {
 fn segments(lab: &Lab, hosts: &[&str]) -> u64 {
     hosts
         .iter()
-        .map(|host| lab.tcp_counter(host, "InSegs"))
+        .map(|host| lab.counter(host, "TcpInSegs"))
         .sum()
 }
 

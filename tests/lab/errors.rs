@@ -199,7 +199,7 @@ fn status_tells_what_the_documentation_promises() {
         "/services/0/backends/1/state",
         "/services/0/backends/1/mac",
         "/services/0/backends/1/next_hop",
-        "/services/0/backends/1/source",
+        "/services/0/backends/1/sources/0",
         "/services/0/backends/1/flows",
         "/services/0/backends/1/flows_begun",
         "/services/0/backends/1/forwarded_bytes",

@@ -5,16 +5,25 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod abuse;
 mod accounting;
+mod any_port;
 mod attach;
+mod diagnosis;
 mod echo;
 mod errors;
+mod flood;
+mod fragments;
 mod host;
+mod ipv6;
 mod lifecycle;
+mod path_mtu;
 mod paths;
 mod ports;
+mod sources;
 mod spread;
 mod traffic;
+mod udp;
 mod vlan;
 
 use common::lab::Lab;

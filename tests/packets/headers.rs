@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What headers may hold: what is kept, what is dropped.
 
-use etherparse::{IpDscp, IpEcn, IpFragOffset};
+use etherparse::{IpDscp, IpEcn};
 use xdp_proxy::abi::OutcomeCode;
 
 use crate::common::case::Expect::*;
@@ -12,7 +12,6 @@ use crate::common::rig::*;
 use crate::common::root_or_skip;
 
 const MALFORMED: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_MALFORMED;
-const FRAGMENT: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_FRAGMENT;
 
 const OPEN: &[Packet] = &[client(SYN), backend(SYN | ACK), client(ACK)];
 const MOVED: &[Packet] = &[
@@ -227,40 +226,6 @@ const OUT_OF_TIME: &[Case] = &[
 ];
 
 const BROKEN: &[Case] = &[
-    case(
-        "a first fragment for a service is dropped",
-        &[],
-        client(SYN).edit(|s| s.ip.more_fragments = true),
-        Dropped(FRAGMENT),
-    ),
-    case(
-        "a first fragment of a flow is dropped",
-        OPEN,
-        client(ACK).payload(64).edit(|s| s.ip.more_fragments = true),
-        Dropped(FRAGMENT),
-    ),
-    case(
-        "a first fragment of a reply is dropped",
-        OPEN,
-        backend(ACK)
-            .payload(64)
-            .edit(|s| s.ip.more_fragments = true),
-        Dropped(FRAGMENT),
-    ),
-    case(
-        "a later fragment is passed",
-        OPEN,
-        client(ACK).payload(64).edit(|s| {
-            s.ip.fragment_offset = IpFragOffset::try_new(1).unwrap();
-        }),
-        Passed,
-    ),
-    case(
-        "a last fragment is passed",
-        OPEN,
-        backend(ACK).edit(|s| s.ip.fragment_offset = IpFragOffset::try_new(8191).unwrap()),
-        Passed,
-    ),
     case(
         "a total length beyond the frame is malformed",
         OPEN,

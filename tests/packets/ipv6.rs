@@ -16,7 +16,6 @@ use crate::common::rig::*;
 use crate::common::root_or_skip;
 
 const MALFORMED: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_MALFORMED;
-const FRAGMENT: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_FRAGMENT;
 const NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_NO_FLOW;
 const TIME_EXCEEDED: OutcomeCode = OutcomeCode::OUTCOME_TIME_EXCEEDED;
 
@@ -169,8 +168,8 @@ fn chains() -> Vec<Vec<Extension>> {
         ],
         vec![extension(DESTINATION, 256)],
         // An atomic fragment: nothing is missing (RFC 6946).
-        vec![Extension::Fragment(0, false)],
-        vec![extension(HOP, 8), Extension::Fragment(0, false)],
+        vec![Extension::Fragment(0, false, 0x1d1d)],
+        vec![extension(HOP, 8), Extension::Fragment(0, false, 0x1d1d)],
     ];
     chains.push(vec![extension(DESTINATION, 8); EXTENSION_HEADERS]);
     chains
@@ -209,7 +208,7 @@ fn what_is_behind_too_many_extension_headers_is_passed() {
     in_every_way(|exchange| {
         let beyond = vec![extension(DESTINATION, 8); EXTENSION_HEADERS + 1];
         let long = vec![extension(DESTINATION, 408)];
-        for chain in [beyond, long, vec![Extension::Fragment(1, true)]] {
+        for chain in [beyond, long] {
             for frame in both(exchange, |frame| *frame.extensions() = chain.clone()) {
                 exchange.is_passed(&frame.bytes(exchange.sum));
             }
@@ -231,26 +230,6 @@ fn what_is_behind_too_many_extension_headers_is_passed() {
             let bytes = frame.bytes(exchange.sum);
             for end in 14..ETHERNET_BYTES + 52 {
                 exchange.is_passed(&bytes[..end]);
-            }
-        }
-    });
-}
-
-#[test]
-fn a_first_fragment_is_dropped_and_later_ones_are_passed() {
-    if !root_or_skip("a_first_fragment_is_dropped_and_later_ones_are_passed") {
-        return;
-    }
-    in_every_way(|exchange| {
-        for before in [vec![], vec![extension(HOP, 8)]] {
-            let chain = |offset, more| [&before[..], &[Extension::Fragment(offset, more)]].concat();
-            for frame in both(exchange, |f| *f.extensions() = chain(0, true)) {
-                exchange.is_dropped(&frame.bytes(exchange.sum), FRAGMENT);
-            }
-            for (offset, more) in [(1, true), (1, false), (8191, false), (185, true)] {
-                for frame in both(exchange, |f| *f.extensions() = chain(offset, more)) {
-                    exchange.is_passed(&frame.bytes(exchange.sum));
-                }
             }
         }
     });

@@ -6,10 +6,13 @@
 mod common;
 
 mod checksums;
+mod echo;
 mod expiry;
 mod families;
 mod flows;
+mod fragments;
 mod headers;
+mod icmp;
 mod ipv6;
 mod loading;
 mod not_ours;
@@ -17,8 +20,12 @@ mod ports;
 mod races;
 mod random;
 mod random_all;
+mod ranges;
 mod resets;
 mod reuse;
 mod services;
 mod shares;
+mod sources;
 mod udp;
+mod unconfirmed;
+mod vlan;

@@ -58,8 +58,7 @@ fn frames(rig: &Rig, clients: u32, ports: u16) -> Vec<Vec<u8>> {
 }
 
 /// Runs a packet; the harness's own way can't be shared by threads.
-fn run(program: BorrowedFd<'_>, frame: &[u8]) -> u32 {
-    let mut out = [0u8; 256];
+fn run(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8; 256]) -> (u32, usize) {
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
         data_in: frame.as_ptr().cast(),
@@ -71,7 +70,7 @@ fn run(program: BorrowedFd<'_>, frame: &[u8]) -> u32 {
     // SAFETY: both buffers live across the call; the options carry their size.
     let error = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
     assert_eq!(error, 0, "running a packet");
-    options.retval
+    (options.retval, options.data_size_out as usize)
 }
 
 fn pin(thread: u64) {
@@ -97,10 +96,18 @@ fn hammer(clients: u32, ports: u16) {
                 let mut random = Random(seed + 1);
                 let end = Instant::now() + TIME;
                 let mut ran = 0;
+                let mut out = [0; 256];
                 while Instant::now() < end {
                     for _ in 0..100 {
-                        let verdict = run(program, &frames[random.below(frames.len())]);
+                        let frame = &frames[random.below(frames.len())];
+                        let (verdict, bytes) = run(program, frame, &mut out);
                         assert!((XDP_DROP..=XDP_TX).contains(&verdict));
+                        // What was made of two records has no right sum.
+                        let out = &out[..bytes];
+                        if verdict == XDP_TX {
+                            let wanted = Segment::parse(out).bytes(Sum::Complete);
+                            assert_eq!(out, wanted, "of {frame:02x?}");
+                        }
                     }
                     ran += 100;
                 }
@@ -152,6 +159,7 @@ fn check_tables(rig: &Rig, ports: u16) -> u64 {
             );
         }
     }
+    rig.unconfirmed();
     let counters = rig.counters();
     let flows: u64 = counters.backends.iter().map(|b| b.flows()).sum();
     assert_eq!(flows, alive, "flows begun less flows ended");

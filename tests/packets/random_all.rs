@@ -56,8 +56,8 @@ fn randomize(frame: &mut Frame, random: &mut Random, payload_bytes_max: usize) {
         tcp.urgent_pointer = random.word() as u16;
         let words = random.below(11);
         tcp.set_options_raw(&random.bytes(4 * words)).unwrap();
-    } else if random.once_in(8) {
-        frame.unsummed = true;
+    } else {
+        frame.unsummed = frame.addresses().0.is_ipv4() && random.once_in(8);
     }
     let limit = if random.once_in(4) {
         payload_bytes_max
@@ -110,7 +110,7 @@ fn with_settings(name: &str, backends: &[(&str, u16)], settings: Settings, mixed
             randomize(&mut frame, &mut random, 1000);
             exchange.sum = sum;
             let wanted = match from_client {
-                true => Exchange::forwarded(&frame, exchange.path()),
+                true => exchange.forwarded(&frame),
                 false => exchange.returned(&frame),
             };
             let bytes = frame.bytes(sum);

@@ -76,20 +76,27 @@ fn the_first_datagram_begins_a_flow_and_the_next_ones_are_of_it() {
     });
 }
 
+/// RFC 768; RFC 8200, section 8.1.
 #[test]
-fn no_checksum_stays_none_both_ways() {
-    if !root_or_skip("no_checksum_stays_none_both_ways") {
+fn no_checksum_stays_none_both_ways_and_is_malformed_over_ipv6() {
+    if !root_or_skip("no_checksum_stays_none_both_ways_and_is_malformed_over_ipv6") {
         return;
     }
     in_every_way(|rig, service, sum| {
         let mut exchange = Exchange::new(rig, service, 1).with_sum(sum);
+        exchange.open();
         for bytes in [0, 1, 64, 1001] {
-            let mut out = exchange.client_frame(0);
-            (out.unsummed, out.payload) = (true, pattern(bytes));
-            exchange.forward_frame(&out);
-            let mut back = exchange.backend_frame(0);
-            (back.unsummed, back.payload) = (true, pattern(bytes));
-            exchange.reply_frame(&back);
+            let [mut out, mut back] = [exchange.client_frame(0), exchange.backend_frame(0)];
+            for frame in [&mut out, &mut back] {
+                (frame.unsummed, frame.payload) = (true, pattern(bytes));
+            }
+            if exchange.service.is_ipv4() {
+                exchange.forward_frame(&out);
+                exchange.reply_frame(&back);
+            } else {
+                exchange.is_dropped(&out.bytes(sum), MALFORMED);
+                exchange.is_dropped(&back.bytes(sum), MALFORMED);
+            }
         }
     });
 }
@@ -111,9 +118,8 @@ fn a_sum_computed_as_0_is_sent_as_ffff() {
     in_every_way(|rig, service, sum| {
         let mut exchange = Exchange::new(rig, service, 1).with_sum(sum);
         exchange.forward(0);
-        let path = exchange.path();
         let mut out = exchange.client_frame(0);
-        zero_sum(&mut out, |frame| Exchange::forwarded(frame, path));
+        zero_sum(&mut out, |frame| exchange.forwarded(frame));
         exchange.forward_frame(&out);
         let mut back = exchange.backend_frame(0);
         zero_sum(&mut back, |frame| exchange.returned(frame));
@@ -225,7 +231,7 @@ fn without_a_backend_the_client_is_told_port_unreachable() {
                 frame.payload = pattern(bytes);
                 frame.padding = vec![0xa5; 18usize.saturating_sub(bytes)];
                 exchange.is_told(&frame, Told::PortUnreachable, NO_BACKEND);
-                frame.unsummed = true;
+                frame.unsummed = frame.addresses().0.is_ipv4();
                 exchange.is_told(&frame, Told::PortUnreachable, NO_BACKEND);
             }
             let ended = rig
