@@ -57,7 +57,7 @@ test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
 	@cargo test --no-fail-fast --release --target $(TARGET)
 
-test-kernels: ## the packet tests on Debian's kernels 5.10, 6.1 and 6.12, emulated
+test-kernels: ## packets and VLANs on Debian's kernels 5.10, 6.1 and 6.12, emulated
 	@lab/deps.sh build kernels
 	@lab/kernels.sh
 

@@ -28,7 +28,7 @@ MODULES=(llc stp bridge garp mrp 8021q veth)
 PROGRAMS=(bash bridge curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv unshare)
 
 # A guest that takes longer hangs; ten times what an idle machine needs.
-GUEST_SECONDS=300
+GUEST_SECONDS=900
 GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
 TESTS=${TESTS:-"packets; neighbour vlan; lab vlan"}

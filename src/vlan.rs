@@ -117,7 +117,7 @@ fn hiding(interface: &Interface) -> Result<Option<Hiding>> {
 nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, libc::ifreq);
 
 /// Whether the card takes the outermost tag off the frames that it receives.
-fn strips_tags(name: &str) -> Result<bool> {
+pub fn strips_tags(name: &str) -> Result<bool> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
     const ETH_FLAG_RXVLAN: u32 = 1 << 8;
     // struct ethtool_value: the command, and its answer.

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use xdp_proxy::vlan::strips_tags;
+
 use crate::common;
 use crate::common::http;
 use crate::common::lab::{BINARY, HOSTS, Lab};
+use crate::traffic::originals;
 
 const VLAN_10: &str = "link eth0 name eth0.10 type vlan id 10";
 const VLAN_20: &str = "link eth0 name eth0.20 type vlan id 20";
@@ -78,12 +81,8 @@ fn carries_everything(lab: &Lab, vip: &str) {
         "client",
         &format!("{curl} -o /run/download http://{vip}/1m"),
     );
-    let original = |host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m"));
     let arrived = lab.read("/run/download");
-    assert!(
-        arrived == original("http1") || arrived == original("http2"),
-        "the download is damaged"
-    );
+    assert!(originals(lab).contains(&arrived), "the download is damaged");
     let sent = lab.at(
         "client",
         &format!(
@@ -91,13 +90,7 @@ fn carries_everything(lab: &Lab, vip: &str) {
         ),
     );
     assert!(sent.ends_with("\n1048576"), "{sent}");
-    for host in HOSTS {
-        let bad = lab.at(host, "nstat -asz TcpInCsumErrors");
-        assert!(
-            bad.contains("TcpInCsumErrors                 0 "),
-            "{host}: {bad}"
-        );
-    }
+    lab.checksums_were_right(&HOSTS);
 }
 
 #[test]
@@ -268,4 +261,18 @@ fn a_vlan_device_made_later_is_told_to_need_another_start() {
         status["services"][0]["backends"][0]["state"] == "up"
     });
     lb.end();
+}
+
+#[test]
+fn what_ethtool_switches_is_what_is_found() {
+    let Some(lab) = crate::lab("what_ethtool_switches_is_what_is_found") else {
+        return;
+    };
+    for (word, strips) in [("off", false), ("on", true)] {
+        lab.at("lb", &format!("ethtool -K eth0 rxvlan {word}"));
+        let found = lab.within("lb", || strips_tags("eth0").unwrap());
+        assert_eq!(found, strips, "rxvlan {word}");
+    }
+    let error = lab.within("lb", || strips_tags("eth7").unwrap_err());
+    assert!(error.to_string().contains("eth7"), "{error:#}");
 }
