@@ -67,7 +67,7 @@ fuzz: ## random and mutated packets against a model of the datapath, for 5 minut
 	@FUZZ_SECONDS=$(or $(SECONDS),300) FUZZ_SEED=$(or $(SEED),$$(date +%s)) REQUIRE_ROOT_TESTS=1 \
 		cargo test --release --target $(TARGET) --test fuzz -- --nocapture
 
-test-kernels: ## the packet tests on Debian's kernels 5.10, 6.1 and 6.12, emulated
+test-kernels: ## packets and VLANs on Debian's kernels 5.10, 6.1 and 6.12, emulated
 	@lab/deps.sh build kernels
 	@lab/kernels.sh
 

@@ -71,6 +71,8 @@ bench() {
 }
 
 kernels() {
+	test
+	need xz-utils has unxz
 	need qemu-system-x86 has qemu-system-x86_64
 	need busybox-static has busybox
 	need debian-archive-keyring has_keyring

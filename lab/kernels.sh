@@ -25,10 +25,10 @@ KERNELS=$ROOT_DIR/build/kernels
 # What they need to make the lab, and the order to load it in.
 MODULES=(llc stp bridge garp mrp 8021q veth)
 # All else is busybox's in the guest.
-PROGRAMS=(bash curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv unshare)
+PROGRAMS=(bash bridge curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv unshare)
 
 # A guest that takes longer hangs; ten times what an idle machine needs.
-GUEST_SECONDS=300
+GUEST_SECONDS=900
 GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
 TESTS=${TESTS:-"packets; fuzz; neighbour vlan; lab vlan"}

@@ -77,14 +77,17 @@ impl Trunk {
         let strays = match hook {
             // Of two tags, the program would take the inner one for the outer.
             Hook::Generic => vip != backend || backend.len() > 1,
-            Hook::Native | Hook::Offload => !vip.is_empty() || !backend.is_empty(),
+            // A backend's tags are in its record; a client's are nowhere else.
+            Hook::Native | Hook::Offload => !vip.is_empty(),
+        };
+        let place = if vip == backend {
+            format!("within {}", DisplayTags(vip))
+        } else {
+            format!("between {} and {}", DisplayTags(vip), DisplayTags(backend))
         };
         strays.then(|| {
             format!(
-                "between {} and {} frames get lost in {} mode, where VLAN tags are not in sight, as \
-                 {why}: {mend}",
-                DisplayTags(vip),
-                DisplayTags(backend),
+                "{place} frames get lost in {} mode, {why}: {mend}",
                 hook.name()
             )
         })
@@ -95,17 +98,17 @@ fn hiding(interface: &Interface) -> Result<Option<Hiding>> {
     let name = &interface.name;
     Ok(match interface.kind.as_deref() {
         Some("veth") => Some(Hiding {
-            why: format!("the other end of the veth {name} may leave them beside the frames"),
-            mend: "switch that off there (`ethtool -K PEER txvlan off`; of 802.1ad \
-                   `tx-vlan-stag-hw-insert off`)"
+            why: format!("if the other end of the veth {name} leaves VLAN tags beside them"),
+            mend: "switch that off there (`ethtool -K PEER txvlan off`, of 802.1ad \
+                   `tx-vlan-stag-hw-insert off`), and between a VLAN and none use --mode native"
                 .to_owned(),
         }),
         None | Some("tun" | "vlan") => strips_tags(name)?.then(|| Hiding {
-            why: format!("{name} takes them off the frames"),
+            why: format!("as {name} takes VLAN tags off them"),
             mend: format!("`ethtool -K {name} rxvlan off`"),
         }),
         Some(kind) => Some(Hiding {
-            why: format!("a {kind} has them beside the frames"),
+            why: format!("as a {kind} has VLAN tags beside them"),
             mend: "keep to one VLAN, and name its device with -i".to_owned(),
         }),
     })
@@ -114,7 +117,7 @@ fn hiding(interface: &Interface) -> Result<Option<Hiding>> {
 nix::ioctl_readwrite_bad!(ethtool, libc::SIOCETHTOOL, libc::ifreq);
 
 /// Whether the card takes the outermost tag off the frames that it receives.
-fn strips_tags(name: &str) -> Result<bool> {
+pub fn strips_tags(name: &str) -> Result<bool> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
     const ETH_FLAG_RXVLAN: u32 = 1 << 8;
     // struct ethtool_value: the command, and its answer.

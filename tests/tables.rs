@@ -242,3 +242,41 @@ fn a_thousand_services_on_addresses_and_ports_in_a_row_fit() {
         println!("{shape}: places of services and addresses: {places:?}");
     }
 }
+
+#[test]
+fn echo_is_answered_for_vips_that_the_host_does_not_have() {
+    let mut tables = Tables::new(
+        &config(vec![
+            service("10.0.0.5:80", &[("10.0.0.2:80", 1)]),
+            service("10.0.0.9:80", &[("10.0.0.2:80", 1)]),
+            service("10.0.0.8:80", &[("10.0.0.2:80", 1)]),
+        ]),
+        TICK,
+        // A source address that is no VIP.
+        |_| Path {
+            source: Some(address("10.0.0.7")),
+            ..news(1)
+        },
+    )
+    .unwrap();
+    let answers = |tables: &Tables| {
+        let places = tables
+            .addresses
+            .iter()
+            .filter(|entry| entry.answers_echo != 0);
+        let mut last: Vec<u8> = places
+            .map(|entry| entry.address[0].to_ne_bytes()[3])
+            .collect();
+        last.sort();
+        last
+    };
+    let held = |texts: &[&str]| texts.iter().map(|text| address(text)).collect();
+    let changed = tables.set_held(&held(&["10.0.0.5", "10.0.0.7"]));
+    assert_eq!((answers(&tables), changed.len()), (vec![8, 9], 2));
+    assert_eq!(tables.set_held(&held(&["10.0.0.5"])), Vec::<usize>::new());
+    let changed = tables.set_held(&held(&["10.0.0.9"]));
+    assert_eq!((answers(&tables), changed.len()), (vec![5, 8], 2));
+    for place in changed {
+        assert_ne!(tables.addresses[place].vip, 0);
+    }
+}

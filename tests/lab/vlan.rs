@@ -3,22 +3,28 @@
 
 use std::collections::BTreeSet;
 
+use xdp_proxy::vlan::strips_tags;
+
 use crate::common;
 use crate::common::http;
 use crate::common::lab::{BINARY, HOSTS, Lab};
+use crate::traffic::originals;
 
 const VLAN_10: &str = "link eth0 name eth0.10 type vlan id 10";
 const VLAN_20: &str = "link eth0 name eth0.20 type vlan id 20";
 const VLAN_100: &str = "link eth0 name eth0.100 type vlan protocol 802.1ad id 100";
 const VLAN_100_10: &str = "link eth0.100 name eth0.100.10 type vlan id 10";
+/// Makes the switch tell VLANs by their 802.1ad tags.
+const AD: &str = "ip link set br0 type bridge vlan_protocol 802.1ad";
 
-/// A lab whose switch hands tags to `lb` within the frames, as a card does that
-/// takes none off; or beside them, as a veth does.
+/// A lab whose switch keeps VLANs apart. It hands tags to `lb` within the frames, as
+/// a card does that takes none off; or beside them, as a veth does.
 fn lab(test: &str, tags_within: bool) -> Option<Lab> {
     if !common::vlan_or_skip(test) {
         return None;
     }
     let lab = Lab::start();
+    lab.at("switch", "ip link set br0 type bridge vlan_filtering 1");
     if tags_within {
         lab.at(
             "switch",
@@ -29,9 +35,10 @@ fn lab(test: &str, tags_within: bool) -> Option<Lab> {
 }
 
 /// Makes a VLAN device on each of the hosts: 10.NET.0.N and fd00:NET::N, where N is the
-/// host's number in the lab. Without an address where NET is 0.
+/// host's number in the lab. All but `lb` are in no other VLAN then.
 fn add_vlan(lab: &Lab, device: &str, net: u8, hosts: &[&str]) {
-    let name = device.split(' ').nth(3).unwrap();
+    let words: Vec<&str> = device.split(' ').collect();
+    let (below, name, id) = (words[1], words[3], words.last().unwrap());
     for host in hosts {
         let number = match *host {
             "http1" => 2,
@@ -39,20 +46,19 @@ fn add_vlan(lab: &Lab, device: &str, net: u8, hosts: &[&str]) {
             "client" => 4,
             _ => 5,
         };
-        lab.at(host, &format!("ip link add {device}"));
-        if net != 0 {
-            lab.at(
-                host,
-                &format!("ip addr add 10.{net}.0.{number}/24 dev {name}"),
-            );
-            lab.at(
-                host,
-                &format!("ip addr add fd00:{net}::{number}/64 dev {name} nodad"),
-            );
-        }
+        let ip = |line: String| lab.at(host, &format!("ip {line}"));
+        ip(format!("link add {device}"));
+        ip(format!("addr add 10.{net}.0.{number}/24 dev {name}"));
+        ip(format!("addr add fd00:{net}::{number}/64 dev {name} nodad"));
         // A second tag takes its place from the trunk's MTU.
-        let mtu = if device == VLAN_100_10 { 1496 } else { 1500 };
-        lab.at(host, &format!("ip link set {name} mtu {mtu} up"));
+        let mtu = if below == "eth0" { 1500 } else { 1496 };
+        ip(format!("link set {name} mtu {mtu} up"));
+        if below == "eth0" {
+            lab.at("switch", &format!("bridge vlan add dev {host} vid {id}"));
+        }
+        if *host != "lb" {
+            lab.try_at("switch", &format!("bridge vlan del dev {host} vid 1"));
+        }
     }
 }
 
@@ -75,12 +81,8 @@ fn carries_everything(lab: &Lab, vip: &str) {
         "client",
         &format!("{curl} -o /run/download http://{vip}/1m"),
     );
-    let original = |host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m"));
     let arrived = lab.read("/run/download");
-    assert!(
-        arrived == original("http1") || arrived == original("http2"),
-        "the download is damaged"
-    );
+    assert!(originals(lab).contains(&arrived), "the download is damaged");
     let sent = lab.at(
         "client",
         &format!(
@@ -88,13 +90,7 @@ fn carries_everything(lab: &Lab, vip: &str) {
         ),
     );
     assert!(sent.ends_with("\n1048576"), "{sent}");
-    for host in HOSTS {
-        let bad = lab.at(host, "nstat -asz TcpInCsumErrors");
-        assert!(
-            bad.contains("TcpInCsumErrors                 0 "),
-            "{host}: {bad}"
-        );
-    }
+    lab.checksums_were_right(&HOSTS);
 }
 
 #[test]
@@ -121,17 +117,18 @@ fn flows_within_one_vlan_need_no_tag_in_sight() {
     let Some(lab) = lab("flows_within_one_vlan_need_no_tag_in_sight", false) else {
         return;
     };
-    add_vlan(&lab, VLAN_10, 10, &HOSTS);
-    let serve = "-i eth0 --backend 10.10.0.2 --backend 10.10.0.3 --listen 10.10.0.5:80";
-    let lb = lab.balance(serve);
-    assert!(!lb.log().contains("WARN"), "{}", lb.log());
-    carries_everything(&lab, "10.10.0.5");
-    lb.end();
-    // Nor do those of no VLAN mind that there are VLANs.
-    let lb = lab.balance(common::lab::TWO);
-    assert!(!lb.log().contains("WARN"), "{}", lb.log());
-    carries_everything(&lab, "10.0.0.5");
-    lb.end();
+    add_vlan(&lab, VLAN_10, 10, &["lb"]);
+    let carries = |vip: &str, arguments: &str| {
+        let lb = lab.balance(&format!("-i eth0 {arguments}"));
+        assert!(!lb.log().contains("WARN"), "{}", lb.log());
+        carries_everything(&lab, vip);
+        lb.end();
+    };
+    // Those of no VLAN do not mind that there are VLANs.
+    carries("10.0.0.5", common::lab::TWO);
+    add_vlan(&lab, VLAN_10, 10, &["client", "http1", "http2"]);
+    let serve = "--listen 10.10.0.5:80 --backend 10.10.0.2 --backend 10.10.0.3";
+    carries("10.10.0.5", serve);
 }
 
 #[test]
@@ -156,6 +153,7 @@ fn flows_lead_from_two_vlan_tags_to_one() {
     let Some(lab) = lab("flows_lead_from_two_vlan_tags_to_one", true) else {
         return;
     };
+    lab.at("switch", AD);
     add_vlan(&lab, VLAN_100, 100, &HOSTS);
     add_vlan(&lab, VLAN_100_10, 10, &["client", "lb"]);
     lab.script("native");
@@ -213,7 +211,7 @@ fn vlan_tags_that_hide_are_warned_of_with_the_mend() {
         let log = lb.log();
         let warnings: Vec<_> = log
             .lines()
-            .filter(|line| line.contains("in sight"))
+            .filter(|line| line.contains("get lost"))
             .collect();
         println!("{warnings:?}");
         assert!(
@@ -263,4 +261,18 @@ fn a_vlan_device_made_later_is_told_to_need_another_start() {
         status["services"][0]["backends"][0]["state"] == "up"
     });
     lb.end();
+}
+
+#[test]
+fn what_ethtool_switches_is_what_is_found() {
+    let Some(lab) = crate::lab("what_ethtool_switches_is_what_is_found") else {
+        return;
+    };
+    for (word, strips) in [("off", false), ("on", true)] {
+        lab.at("lb", &format!("ethtool -K eth0 rxvlan {word}"));
+        let found = lab.within("lb", || strips_tags("eth0").unwrap());
+        assert_eq!(found, strips, "rxvlan {word}");
+    }
+    let error = lab.within("lb", || strips_tags("eth7").unwrap_err());
+    assert!(error.to_string().contains("eth7"), "{error:#}");
 }
