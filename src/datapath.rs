@@ -19,7 +19,7 @@ pub use host::{check_privilege, cpus, tick};
 
 use crate::abi::{self, types};
 use crate::stats::{BackendCounters, Counters};
-use crate::tables::Tables;
+use crate::tables::{Tables, with_room};
 use hook::{attach_fd, open_program};
 use host::raise_memlock_limit;
 use words::{explain, explain_load, keep_libbpf_quiet, take_libbpf_words};
@@ -105,7 +105,7 @@ impl Datapath {
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
 
         let sources = tables.source_ports.len();
-        let backends = with_room(tables.backends.len() + 1);
+        let backends = with_room(tables.backends.len() + 1) as u32;
         let services = tables.services.len() as u32;
         let maps = &mut open.maps;
         for (map, entries) in [
@@ -121,7 +121,7 @@ impl Datapath {
             (&mut maps.backends, tables.backends.len() as u32 + 1),
             (&mut maps.backend_counters, backends),
             (&mut maps.vips, tables.vips.len() as u32),
-            (&mut maps.maglevs, with_room(tables.maglevs())),
+            (&mut maps.maglevs, with_room(tables.maglevs()) as u32),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
             (&mut maps.buckets, buckets as u32),
             (&mut maps.ports, sources as u32),
@@ -487,11 +487,6 @@ impl Datapath {
     pub fn program(&self) -> &ProgramMut<'static> {
         &self.skeleton.progs.xdp_proxy
     }
-}
-
-/// Entries of a map that may grow a little: with room for a quarter more.
-fn with_room(entries: usize) -> u32 {
-    (entries + entries / 4 + 4) as u32
 }
 
 fn map_id(map: &MapMut<'_>) -> u32 {

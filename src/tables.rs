@@ -526,14 +526,20 @@ impl Tables {
         let backends = self.backends.len() + 1;
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
-            + self.services.len() * size_of::<abi::service>()
+            + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()
             + self.addresses.len() * size_of::<abi::address>()
-            + self.services.len() * size_of::<abi::maglev>()
-            + backends * (size_of::<abi::backend>() + cpus * size_of::<abi::backend_counters>())
+            + with_room(self.maglevs()) * size_of::<abi::maglev>()
+            + backends * size_of::<abi::backend>()
+            + with_room(backends) * (size_of::<u64>() + cpus * size_of::<abi::backend_counters>())
             + abi::FRAGMENTED * FRAGMENT_BYTES
     }
+}
+
+/// Entries of a map that a reload may need more of: with room for a quarter.
+pub fn with_room(entries: usize) -> usize {
+    entries + entries / 4 + 4
 }
 
 /// Puts a value in a place that is there, or the next one.
