@@ -159,10 +159,11 @@ static __always_inline __u32 take_port(__u32 source)
 
 /*
  * Looks at the first flow on the list of those that began. One that is confirmed or
- * gone leaves the list; one that is not ends, where the unconfirmed flows have all
- * of their share: the oldest makes room. False: there is nothing to do.
+ * gone leaves the list; one that is not ends where room is `needed` and the
+ * unconfirmed flows have all of their share: the oldest makes room. False: there
+ * is nothing to do.
  */
-__noinline int make_room(__u32 source)
+__noinline int make_room(__u32 source, bool needed)
 {
 	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
 	__u32 slot, hash, place, port;
@@ -172,7 +173,7 @@ __noinline int make_room(__u32 source)
 	if (!queue)
 		return false;
 	bpf_spin_lock(&queue->lock);
-	crowded = queue->unconfirmed >= queue->unconfirmed_max;
+	crowded = needed && queue->unconfirmed >= queue->unconfirmed_max;
 	place = queue->begun_head;
 	port = place == queue->begun_tail ? 0 : queue->begun[place % PORTS];
 	bpf_spin_unlock(&queue->lock);
@@ -200,7 +201,7 @@ __noinline int make_room(__u32 source)
 __noinline int tidy(__u32 source)
 {
 	for (int i = 0; i < TIDY_ROUND; i++)
-		if (!make_room(source))
+		if (!make_room(source, false))
 			break;
 	return 0;
 }
@@ -214,7 +215,7 @@ __noinline int reserve_port(__u32 source, bool pressed)
 	__u32 port;
 
 	for (int i = 0; i < EVICT_TRIES; i++)
-		if (!make_room(source))
+		if (!make_room(source, true))
 			break;
 	if (pressed)
 		sweep(source, SWEEP_SHORT, true);

@@ -75,6 +75,25 @@ fn half_of_the_ports_are_unconfirmed_at_most_and_the_oldest_makes_room() {
     });
 }
 
+/// With all of the share in use, but nobody who needs room.
+#[test]
+fn the_sweep_ends_no_flow_whose_time_is_not_over() {
+    if !root_or_skip("the_sweep_ends_no_flow_whose_time_is_not_over") {
+        return;
+    }
+    for (listen, backends) in SERVED {
+        let mut service = service(listen, &backends);
+        service.source_ports = PortRanges::new(vec![2000..=2007]).unwrap();
+        let mut rig = Rig::new(&config(vec![service]), GENERIC);
+        let paths: Vec<_> = (0..4).map(|n| begun(&rig, listen, n).path()).collect();
+        rig.datapath.sweep().unwrap();
+        for (number, path) in (0..).zip(paths) {
+            let exchange = Exchange::new(&rig, listen, number).with_path(path);
+            exchange.reply(SYN | ACK);
+        }
+    }
+}
+
 /// What began and ended long ago says nothing of who is oldest now.
 #[test]
 fn the_oldest_makes_room_whatever_used_its_port_before() {
