@@ -165,7 +165,7 @@ impl Tables {
                 .any(|s| s.scheduler == Scheduler::LeastConnections),
             ..Tables::default()
         };
-        tables.leave(self, has_flows);
+        tables.leave(self);
         let mut indexes: HashMap<Listen, usize> = HashMap::new();
         for (index, service) in tables.services.iter().enumerate() {
             if service.tenure != Tenure::Vacant {
@@ -200,6 +200,7 @@ impl Tables {
             tables.put_backends(index, service, &path_of, &known, &mut vacant_backends);
             tables.put_sources(index, service, &mut users)?;
         }
+        tables.vacate(has_flows);
         tables.enter_services(self, config, tick);
         if tables.source_ports.is_empty() {
             tables
@@ -211,30 +212,41 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Takes over the old services and backends as such that leave.
-    fn leave(&mut self, old: &Tables, has_flows: impl Fn(usize) -> bool) {
-        let tenure = |tenure, stays: bool| match tenure {
+    /// Takes over the old services and backends, as such that leave unless they turn
+    /// out to be configured.
+    fn leave(&mut self, old: &Tables) {
+        let leaving = |tenure| match tenure {
             Tenure::Vacant => Tenure::Vacant,
-            _ if stays => Tenure::Leaving,
-            _ => Tenure::Vacant,
+            Tenure::Configured | Tenure::Leaving => Tenure::Leaving,
         };
-        for (index, backend) in (1..).zip(&old.backends) {
-            let mut backend = backend.clone();
-            backend.tenure = tenure(backend.tenure, has_flows(index));
-            self.backends.push(backend);
+        self.backends = old.backends.clone();
+        for backend in &mut self.backends {
+            backend.tenure = leaving(backend.tenure);
         }
-        let leaving = |backend: &&BackendTable| backend.tenure == Tenure::Leaving;
-        let busy: HashSet<usize> = self
-            .backends
-            .iter()
-            .filter(leaving)
-            .map(|b| b.service)
-            .collect();
-        for (index, service) in old.services.iter().enumerate() {
-            let mut service = service.clone();
-            service.tenure = tenure(service.tenure, busy.contains(&index));
+        self.services = old.services.clone();
+        for service in &mut self.services {
+            service.tenure = leaving(service.tenure);
             service.backends.clear();
-            self.services.push(service);
+        }
+    }
+
+    /// Who leaves without flows has left.
+    fn vacate(&mut self, has_flows: impl Fn(usize) -> bool) {
+        let mut busy = HashSet::new();
+        for (index, backend) in (1..).zip(&mut self.backends) {
+            if backend.tenure != Tenure::Leaving {
+                continue;
+            }
+            if has_flows(index) {
+                busy.insert(backend.service);
+            } else {
+                backend.tenure = Tenure::Vacant;
+            }
+        }
+        for (index, service) in self.services.iter_mut().enumerate() {
+            if service.tenure == Tenure::Leaving && !busy.contains(&index) {
+                service.tenure = Tenure::Vacant;
+            }
         }
     }
 
