@@ -363,14 +363,16 @@ impl Tables {
             let user = *users.entry(address).or_insert(service);
             ensure!(
                 user.source_ports == *ports,
-                "the services {:?} and {:?} both send from {address}: give them the same                  `source_ports`",
+                "the services {:?} and {:?} both send from {address}: give them the same \
+                 `source_ports`",
                 user.name,
                 service.name
             );
             match self.sources.iter().position(|known| *known == address) {
                 Some(place) => ensure!(
                     self.source_ports[place] == *ports,
-                    "flows from {address} have the source ports {}, which service {:?} can't                      change to {ports} while it runs: start again",
+                    "flows from {address} have the source ports {}, which service {:?} can't \
+                     change to {ports} while it runs: start again",
                     self.source_ports[place],
                     service.name
                 ),
