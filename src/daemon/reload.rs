@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The configuration is read again, and the difference applied.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::routes::{backend_addresses, path_of, reach_of, vips};
+use super::{Daemon, SETTLE_DEADLINE};
+use crate::config::{self, HostPorts};
+use crate::datapath;
+use crate::neighbour::Neighbours;
+use crate::service::{Config, Listen};
+use crate::tables::Tenure;
+use crate::vlan::Trunk;
+
+impl Daemon {
+    /// Reads the configuration again and applies the difference. Logs and returns
+    /// what was done.
+    ///
+    /// # Errors
+    /// The configuration has an error or asks for what can't be changed: nothing was.
+    pub(super) async fn reload(&mut self) -> Result<String> {
+        let started = Instant::now();
+        match self.try_reload().await {
+            Ok(change) => {
+                tracing::info!("reloaded in {} ms: {change}", started.elapsed().as_millis());
+                Ok(change)
+            }
+            Err(error) => {
+                tracing::error!("not reloaded, nothing was changed: {error:#}");
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<String> {
+        if let config::Services::Flags { .. } = self.input.services {
+            bail!("it was started with --listen and --backend: there is no file to read again");
+        }
+        let config = config::load(&self.input, &HostPorts::read()?)?;
+        let fixed = [
+            ("interface", config.interface == self.config.interface),
+            ("mode", config.mode == self.config.mode),
+        ];
+        if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+            bail!("{key} can't be changed while it runs: start again");
+        }
+
+        let counters = self.datapath.counters(self.tables.backends.len())?;
+        let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
+        let leaving = self.tables.backends.iter().zip(1..);
+        let leaving = leaving
+            .filter(|(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index));
+        let mut addresses = backend_addresses(&config);
+        addresses.extend(leaving.map(|(backend, _)| backend.backend.address.ip()));
+        let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
+        neighbours.settle(SETTLE_DEADLINE).await;
+        let trunk = Trunk::look(&self.interface).await?;
+        let mut tables = self.tables.followed_by(
+            &config,
+            datapath::tick()?,
+            |address| path_of(reach_of(&neighbours, &trunk, address)),
+            has_flows,
+        )?;
+        tables.set_held(&neighbours.held());
+
+        let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
+        let interface = neighbours.interface();
+        datapath.write_interface(interface.mac, interface.mtu)?;
+        self.attachment.replace(&datapath)?;
+        datapath.count_on(&self.datapath)?;
+        let change = difference(&self.config, &config);
+        self.program_id = datapath.program_id()?;
+        self.datapath = datapath;
+        (self.config, self.tables) = (config, tables);
+        (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
+        self.report_foreign_sources().await?;
+        self.report_unreachable();
+        self.report_vlan_faults().await?;
+        Ok(change)
+    }
+}
+
+/// What differs between two configurations, in a line.
+fn difference(old: &Config, new: &Config) -> String {
+    let listens = |config: &Config| -> BTreeSet<Listen> {
+        config
+            .services
+            .iter()
+            .map(|service| service.listen)
+            .collect()
+    };
+    let backends = |config: &Config| -> BTreeSet<(Listen, SocketAddr)> {
+        let services = config.services.iter();
+        services
+            .flat_map(|service| service.backends.iter().map(|b| (service.listen, b.address)))
+            .collect()
+    };
+    if old == new {
+        return "nothing differs".into();
+    }
+    let (old_listens, new_listens) = (listens(old), listens(new));
+    let (old_backends, new_backends) = (backends(old), backends(new));
+    format!(
+        "services: {} added, {} removed; backends: {} added, {} removed",
+        new_listens.difference(&old_listens).count(),
+        old_listens.difference(&new_listens).count(),
+        new_backends.difference(&old_backends).count(),
+        old_backends.difference(&new_backends).count()
+    )
+}

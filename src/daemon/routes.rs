@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What the routes and the neighbours say of a configuration's addresses.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Result, bail};
+
+use crate::abi;
+use crate::neighbour::{self, Interface, Neighbours, Reach};
+use crate::service::Config;
+use crate::tables::Path;
+use crate::vlan::Trunk;
+
+/// The configured interface, else the one that holds a VIP, else the one that
+/// routes to the first backend.
+pub(super) async fn choose_interface(config: &Config) -> Result<Interface> {
+    if let Some(name) = &config.interface {
+        return neighbour::interface(name).await;
+    }
+    for service in &config.services {
+        let holder = neighbour::interface_with_address(service.listen.vip).await?;
+        if let Some(interface) = holder {
+            tracing::info!("{} holds {}", interface.name, service.listen.vip);
+            return Ok(interface);
+        }
+    }
+    let first = config.services[0].backends[0].address.ip();
+    match neighbour::interface_towards(first).await? {
+        Some(interface) => {
+            tracing::info!("{} routes to {first}", interface.name);
+            Ok(interface)
+        }
+        None => bail!(
+            "no interface holds {}, and none routes to {first}: name one with -i",
+            config.services[0].listen.vip
+        ),
+    }
+}
+
+/// The source to make a port table for where no route tells one yet, as while
+/// the interface is down: the first VIP that it, or a VLAN device on it, holds.
+pub(super) async fn held_vip(config: &Config, interface: &Interface) -> Result<Option<IpAddr>> {
+    for service in &config.services {
+        let vip = service.listen.vip;
+        if let Some(holder) = neighbour::interface_with_address(vip).await?
+            && neighbour::tags_on(interface, &holder).await?.is_some()
+        {
+            return Ok(Some(vip));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services
+        .flat_map(|service| service.backends.iter().map(|backend| backend.address.ip()))
+        .collect()
+}
+
+pub(super) fn vips(config: &Config) -> BTreeSet<IpAddr> {
+    let services = config.services.iter();
+    services.map(|service| service.listen.vip).collect()
+}
+
+pub(super) fn reach_of(neighbours: &Neighbours, trunk: &Trunk, address: IpAddr) -> Option<Reach> {
+    let reach = neighbours.reach(address)?;
+    Some(trunk.limit(address, reach))
+}
+
+pub(super) fn path_of(reach: Option<Reach>) -> Path {
+    match reach {
+        Some(Reach::Resolved {
+            mac, tags, source, ..
+        }) => {
+            let mut path = Path {
+                mac: Some(mac),
+                source: Some(source),
+                alive: true,
+                ..Path::default()
+            };
+            for (place, tag) in path.tags.iter_mut().zip(tags) {
+                *place = abi::vlan_tag(tag.protocol, tag.id);
+            }
+            path
+        }
+        Some(Reach::Unresolved { source, .. }) => Path {
+            source,
+            ..Path::default()
+        },
+        None => Path::default(),
+    }
+}
