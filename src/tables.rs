@@ -3,6 +3,7 @@
 //! configuration gives the same bytes on every host (but for the seed).
 
 mod listeners;
+mod notes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -10,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::abi;
 use crate::maglev::{self, Member};
@@ -17,9 +19,11 @@ use crate::service::{
     Backend, Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
 };
 pub use listeners::Listeners;
+pub use notes::Notes;
 
 /// Whether an index stands for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Tenure {
     Configured,
     /// No longer configured, but flows of it were left at the last reload.
@@ -31,6 +35,7 @@ pub enum Tenure {
 /// A service as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
+    pub name: String,
     pub listen: Listen,
     pub scheduler: Scheduler,
     pub tenure: Tenure,
@@ -252,6 +257,7 @@ impl Tables {
 
     fn put_service(&mut self, index: usize, number: usize, service: &Service) {
         let table = ServiceTable {
+            name: service.name.clone(),
             listen: service.listen,
             scheduler: service.scheduler,
             tenure: Tenure::Configured,
