@@ -8,7 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::service::{Listen, ListenPorts, Protocol, SOURCES_MAX, Scheduler, Service};
+use crate::service::{Health, Listen, ListenPorts, Protocol, SOURCES_MAX, Scheduler, Service};
 
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
@@ -60,7 +60,7 @@ const _: () = {
     assert!(size_of::<address>() == 24);
     assert!(size_of::<listener>() == 8);
     assert!(size_of::<service>() == 32 + crate::service::SOURCES_MAX);
-    assert!(size_of::<backend>() == 40);
+    assert!(size_of::<backend>() == 52);
     assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);
     assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
@@ -212,12 +212,12 @@ pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
 
 /// A backend; port 0: the one that the client connects to. `path` is its next
 /// hop's MAC, its VLAN tags (outermost first; 0: none) and the index of the source
-/// address that reaches it, once known; `alive`: it takes new flows.
+/// address that reaches it, once known. Its flows go on, and nothing is known of its
+/// health.
 pub fn backend_entry(
     address: IpAddr,
     port: u16,
     path: Option<([u8; 6], [u32; VLAN_TAGS], usize)>,
-    alive: bool,
     weight: u16,
     service: usize,
 ) -> backend {
@@ -229,9 +229,28 @@ pub fn backend_entry(
         source: source as u16,
         mac,
         reachable: path.is_some().into(),
-        alive: alive.into(),
         weight,
         service: service as u16,
+        ..backend::default()
+    }
+}
+
+/// What checks said of a backend, in its record.
+pub fn health_number(health: Health) -> u8 {
+    match health {
+        Health::Unknown => types::health::HEALTH_UNKNOWN,
+        Health::Up => types::health::HEALTH_UP,
+        Health::Down => types::health::HEALTH_DOWN,
+    }
+    .0 as u8
+}
+
+/// The reverse.
+pub fn health_of(number: u8) -> Health {
+    match types::health(number.into()) {
+        types::health::HEALTH_UP => Health::Up,
+        types::health::HEALTH_DOWN => Health::Down,
+        _ => Health::Unknown,
     }
 }
 

@@ -20,7 +20,7 @@ use libbpf_rs::{Program, ProgramInput, ProgramMut};
 
 pub use found::Found;
 pub use hook::{Attached, Hook, attach_fd, attached, detach, detach_fd, replace_fd};
-pub use host::{check_privilege, cpus, tick};
+pub use host::{cpus, tick};
 pub use maps::Maps;
 
 use crate::abi::{self, types};

@@ -39,6 +39,7 @@ pub const OUTCOMES: &[Outcome] = outcomes![
     OUTCOME_REFUSED_NO_FLOW Sent "refused_no_flow",
     OUTCOME_REFUSED_NO_BACKEND Sent "refused_no_backend",
     OUTCOME_REFUSED_SNAT_EXHAUSTED Sent "snat_exhausted",
+    OUTCOME_REFUSED_BACKEND_GONE Sent "refused_backend_gone",
     OUTCOME_TIME_EXCEEDED Sent "time_exceeded",
     OUTCOME_ICMP_ERROR Sent "icmp_error",
     OUTCOME_ECHO_REPLY Sent "echo_reply",

@@ -47,6 +47,7 @@ const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
 const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
+const volatile enum health health_in_btf = HEALTH_UNKNOWN;
 
 /* The interface, which may change. */
 __u8 interface_mac[8];

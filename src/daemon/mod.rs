@@ -16,7 +16,9 @@ use crate::attach::{self, Attachment};
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath, Found};
+use crate::manager::{self, Watchdog};
 use crate::neighbour::{DisplayMac, Interface, Neighbours};
+use crate::privilege;
 use crate::service::Config;
 use crate::stats::{BackendCounters, Counters};
 use crate::tables::{BackendTable, Path, ServiceTable, Tables, Tenure};
@@ -35,7 +37,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What kept it from serving; nothing is left attached then.
 pub async fn run(input: Input, config: Config) -> Result<()> {
-    datapath::check_privilege()?;
+    privilege::check()?;
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
@@ -79,9 +81,12 @@ pub async fn run(input: Input, config: Config) -> Result<()> {
     daemon.report_foreign_sources().await?;
     daemon.report_unreachable();
     daemon.report_vlan_faults().await?;
+    privilege::limit()?;
+    daemon.report_unreadable();
     daemon.announce()?;
     daemon.attachment.stay(false);
     let stopped = daemon.serve(control, signals).await?;
+    manager::stopping();
     let detached = daemon.attachment.detach();
     if let Some(caller) = stopped {
         let response = match &detached {
@@ -149,6 +154,7 @@ impl Daemon {
     ) -> Result<Option<Caller>> {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::as_asked();
         loop {
             tokio::select! {
                 _ = signals.interrupt.recv() => return Ok(None),
@@ -175,6 +181,7 @@ impl Daemon {
                         drop(caller.answer(response));
                     }
                 },
+                () = watchdog.due() => manager::alive(),
                 _ = sweep.tick() => {
                     if !self.attachment.holds()? {
                         bail!(
@@ -242,8 +249,12 @@ impl Daemon {
                 }
             }
         }
+        let changed = !services.is_empty();
         for service in services {
             self.datapath.write_maglev(&self.tables, service)?;
+        }
+        if changed {
+            manager::status(&self.summary());
         }
         Ok(())
     }

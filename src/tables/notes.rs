@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTable, Path, ServiceTable, Tables, Tenure};
+use super::{BackendTable, Condition, Path, ServiceTable, Tables, Tenure};
 use crate::abi;
-use crate::service::{Backend, PortRanges};
+use crate::service::{Backend, Policy, PortRanges};
 
 /// Kept in the map `notes` of a program.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,7 @@ pub(crate) struct ServiceNote {
     name: String,
     number: usize,
     tenure: Tenure,
+    policy: Policy,
 }
 
 impl Tables {
@@ -49,6 +50,7 @@ impl Tables {
             name: service.name.clone(),
             number: service.number,
             tenure: service.tenure,
+            policy: service.policy,
         });
         Notes {
             layout,
@@ -89,6 +91,7 @@ impl Tables {
                 name: note.name.clone(),
                 listen: abi::listen_of(entry, *vip),
                 scheduler: abi::scheduler_of(entry),
+                policy: note.policy,
                 tenure: note.tenure,
                 number: note.number,
                 entry: *entry,
@@ -119,6 +122,13 @@ impl Tables {
                 },
                 source: None,
                 path: recovered_path(entry, &notes.sources),
+                condition: Condition {
+                    health: abi::health_of(entry.health),
+                    health_since_s: entry.health_since_s,
+                    drained: entry.drained != 0,
+                    draining_since_s: entry.draining_since_s,
+                    drain_is_over: false,
+                },
             });
         }
         Ok(tables)
@@ -135,6 +145,7 @@ impl Tables {
     }
 }
 
+/// Whether the next hop still answers is for others to say.
 fn recovered_path(entry: &abi::backend, sources: &[IpAddr]) -> Path {
     if entry.reachable == 0 {
         return Path::default();
@@ -143,6 +154,6 @@ fn recovered_path(entry: &abi::backend, sources: &[IpAddr]) -> Path {
         mac: Some(entry.mac),
         tags: entry.tags,
         source: sources.get(usize::from(entry.source)).copied(),
-        alive: entry.alive != 0,
+        alive: true,
     }
 }
