@@ -25,7 +25,8 @@ EXAMPLE := $(SHARE)/doc/xdp-proxy/xdp-proxy.toml
 BASH := $(SHARE)/bash-completion/completions/xdp-proxy
 ZSH := $(SHARE)/zsh/site-functions/_xdp-proxy
 FISH := $(SHARE)/fish/vendor_completions.d/xdp-proxy.fish
-INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH)
+UNIT := $(PREFIX)/lib/systemd/system/xdp-proxy@.service
+INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH) $(UNIT)
 
 .PHONY: help deps build install uninstall run curl bench guard down test fuzz test-kernels lint vmlinux clean
 
@@ -45,16 +46,17 @@ build: ## build/xdp-proxy, one static file
 		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
 
 # The binary is built before, as who builds is rarely who may install.
-install: ## the binary, its manual page, completions and an example
+install: ## the binary, its manual page, completions, a unit of systemd, an example
 	@if ! [ -x build/xdp-proxy ]; then \
 		echo "build/xdp-proxy is not there: type 'make build' first" >&2; exit 1; fi
 	@install -D build/xdp-proxy "$(DESTDIR)$(PROGRAM)"
 	@install -D -m 644 dist/xdp-proxy.toml "$(DESTDIR)$(EXAMPLE)"
-	@mkdir -p $(foreach file,$(MANUAL) $(BASH) $(ZSH) $(FISH),"$(DESTDIR)$(dir $(file))")
+	@mkdir -p $(foreach file,$(MANUAL) $(BASH) $(ZSH) $(FISH) $(UNIT),"$(DESTDIR)$(dir $(file))")
 	@build/xdp-proxy manual >"$(DESTDIR)$(MANUAL)"
 	@build/xdp-proxy completions bash >"$(DESTDIR)$(BASH)"
 	@build/xdp-proxy completions zsh >"$(DESTDIR)$(ZSH)"
 	@build/xdp-proxy completions fish >"$(DESTDIR)$(FISH)"
+	@sed 's#@PROGRAM@#$(PROGRAM)#' dist/xdp-proxy@.service >"$(DESTDIR)$(UNIT)"
 
 uninstall: ## remove what `make install` has put there
 	@rm -f $(foreach file,$(INSTALLED),"$(DESTDIR)$(file)")
