@@ -15,14 +15,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::attach::{self, Attachment};
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
-use crate::datapath::{self, Datapath};
+use crate::datapath::{self, Datapath, Found};
 use crate::manager::{self, Watchdog};
 use crate::neighbour::{DisplayMac, Interface, Neighbours};
 use crate::privilege;
 use crate::service::Config;
+use crate::stats::{BackendCounters, Counters};
 use crate::tables::{BackendTable, Path, ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
-use routes::{backend_addresses, choose_interface, held_vip, path_of, reach_of, vips};
+use routes::{
+    addresses_with_flows, backend_addresses, choose_interface, held_vip, path_of, reach_of, vips,
+};
 
 /// How long the start waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
@@ -38,22 +41,31 @@ pub async fn run(input: Input, config: Config) -> Result<()> {
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
-    let mut neighbours =
-        Neighbours::follow(&interface, backend_addresses(&config), vips(&config)).await?;
+    let found = attach::find(&interface)?;
+    let (old, counters) = match &found {
+        Some(found) => recover(found, &interface)?,
+        None => Default::default(),
+    };
+    let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
+    let mut addresses = backend_addresses(&config);
+    addresses.extend(addresses_with_flows(&old, has_flows));
+    let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config)).await?;
     neighbours.settle(SETTLE_DEADLINE).await;
 
     let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
-    let mut tables = Tables::new(&config, datapath::tick()?, |address| {
+    let path_of = |address| {
         let path = path_of(reach_of(&neighbours, &trunk, address));
         Path {
             source: path.source.or(default_source),
             ..path
         }
-    })?;
+    };
+    let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
     tables.set_held(&neighbours.held());
     let (datapath, attachment) =
-        attach::load_and_attach(&config, &tables, &interface, &trunk).await?;
+        attach::load_and_attach(&config, &tables, &interface, &trunk, found.as_ref()).await?;
+    drop(found);
     let mut daemon = Daemon {
         started: Instant::now(),
         program_id: datapath.program_id()?,
@@ -72,6 +84,7 @@ pub async fn run(input: Input, config: Config) -> Result<()> {
     privilege::limit()?;
     daemon.report_unreadable();
     daemon.announce()?;
+    daemon.attachment.stay(false);
     let stopped = daemon.serve(control, signals).await?;
     manager::stopping();
     let detached = daemon.attachment.detach();
@@ -84,6 +97,21 @@ pub async fn run(input: Input, config: Config) -> Result<()> {
         caller.answer_and_wait(response).await;
     }
     detached
+}
+
+/// What a dead daemon left, as far as the configuration does not say otherwise.
+fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
+    let maps = found.maps()?;
+    let tables = maps.tables()?;
+    let counters = maps.counters(tables.backends.len())?;
+    let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
+    tracing::info!(
+        "{}: taking over program {} with its {flows} flows, which version {} left",
+        interface.name,
+        found.id,
+        maps.notes()?.version
+    );
+    Ok((tables, counters))
 }
 
 struct Signals {

@@ -7,6 +7,7 @@ mod common;
 
 mod abuse;
 mod accounting;
+mod adoption;
 mod any_port;
 mod attach;
 mod diagnosis;
