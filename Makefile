@@ -11,6 +11,7 @@ TARGET := $(ARCH)-unknown-linux-gnu
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/xdp-proxy
 MAX_BYTES := 10000000
 PREFIX ?= /usr/local
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -28,7 +29,7 @@ FISH := $(SHARE)/fish/vendor_completions.d/xdp-proxy.fish
 UNIT := $(PREFIX)/lib/systemd/system/xdp-proxy@.service
 INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH) $(UNIT)
 
-.PHONY: help deps build install uninstall run curl bench guard down test fuzz test-kernels lint vmlinux clean
+.PHONY: help deps build install uninstall image run curl bench guard down test fuzz test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -61,6 +62,12 @@ install: ## the binary, its manual page, completions, a unit of systemd, an exam
 uninstall: ## remove what `make install` has put there
 	@rm -f $(foreach file,$(INSTALLED),"$(DESTDIR)$(file)")
 	@rmdir "$(DESTDIR)$(dir $(EXAMPLE))" 2>/dev/null || true
+
+image: build ## an image with the binary alone: xdp-proxy:latest
+	@tar -c -C dist Dockerfile -C ../build xdp-proxy | docker build --quiet -t xdp-proxy -t xdp-proxy:$(VERSION) \
+		--label org.opencontainers.image.version=$(VERSION) \
+		--label org.opencontainers.image.revision=$$(git describe --always --abbrev=40 --dirty) - >/dev/null
+	@docker image ls xdp-proxy
 
 # A binary that was named is taken as it is.
 ifdef BINARY
