@@ -4,18 +4,32 @@
 #   BINARY=PATH           another load balancer than build/xdp-proxy
 #   REQUIRE_ROOT_TESTS=1  a test that is skipped for lack of privilege has failed
 #   SECONDS=N, SEED=N     how long `make fuzz` goes on, and from which seed
+#   PREFIX=DIR, DESTDIR=DIR  where `make install` puts the files, and the root of that
 
 ARCH := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-gnu
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/xdp-proxy
 MAX_BYTES := 10000000
+PREFIX ?= /usr/local
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 C_FILES = $(wildcard src/*.c src/bpf/*.[ch] lab/*.c tests/*.[ch] benches/*.[ch])
 SCRIPTS = $(wildcard lab/*.sh) .ci/run
 
-.PHONY: help deps build run curl bench guard down test fuzz test-kernels lint vmlinux clean
+# What `make install` makes, as it is called under DESTDIR.
+PROGRAM := $(PREFIX)/bin/xdp-proxy
+SHARE := $(PREFIX)/share
+MANUAL := $(SHARE)/man/man8/xdp-proxy.8
+EXAMPLE := $(SHARE)/doc/xdp-proxy/xdp-proxy.toml
+BASH := $(SHARE)/bash-completion/completions/xdp-proxy
+ZSH := $(SHARE)/zsh/site-functions/_xdp-proxy
+FISH := $(SHARE)/fish/vendor_completions.d/xdp-proxy.fish
+UNIT := $(PREFIX)/lib/systemd/system/xdp-proxy@.service
+INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH) $(UNIT)
+
+.PHONY: help deps build install uninstall image run curl bench guard down test fuzz test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +45,29 @@ build: ## build/xdp-proxy, one static file
 		echo "build/xdp-proxy is not static: is RUSTFLAGS set?" >&2; exit 1; fi
 	@size=$$(stat -c %s build/xdp-proxy); if [ $$size -gt $(MAX_BYTES) ]; then \
 		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
+
+# The binary is built before, as who builds is rarely who may install.
+install: ## the binary, its manual page, completions, a unit of systemd, an example
+	@if ! [ -x build/xdp-proxy ]; then \
+		echo "build/xdp-proxy is not there: type 'make build' first" >&2; exit 1; fi
+	@install -D build/xdp-proxy "$(DESTDIR)$(PROGRAM)"
+	@install -D -m 644 dist/xdp-proxy.toml "$(DESTDIR)$(EXAMPLE)"
+	@mkdir -p $(foreach file,$(MANUAL) $(BASH) $(ZSH) $(FISH) $(UNIT),"$(DESTDIR)$(dir $(file))")
+	@build/xdp-proxy manual >"$(DESTDIR)$(MANUAL)"
+	@build/xdp-proxy completions bash >"$(DESTDIR)$(BASH)"
+	@build/xdp-proxy completions zsh >"$(DESTDIR)$(ZSH)"
+	@build/xdp-proxy completions fish >"$(DESTDIR)$(FISH)"
+	@sed 's#@PROGRAM@#$(PROGRAM)#' dist/xdp-proxy@.service >"$(DESTDIR)$(UNIT)"
+
+uninstall: ## remove what `make install` has put there
+	@rm -f $(foreach file,$(INSTALLED),"$(DESTDIR)$(file)")
+	@rmdir "$(DESTDIR)$(dir $(EXAMPLE))" 2>/dev/null || true
+
+image: build ## an image with the binary alone: xdp-proxy:latest
+	@tar -c -C dist Dockerfile -C ../build xdp-proxy | docker build --quiet -t xdp-proxy -t xdp-proxy:$(VERSION) \
+		--label org.opencontainers.image.version=$(VERSION) \
+		--label org.opencontainers.image.revision=$$(git describe --always --abbrev=40 --dirty) - >/dev/null
+	@docker image ls xdp-proxy
 
 # A binary that was named is taken as it is.
 ifdef BINARY
@@ -76,7 +113,7 @@ lint: ## formatting, clippy, SPDX lines, shellcheck
 	cargo fmt --check
 	@cargo clippy --release --workspace --all-targets --target $(TARGET) -- -D warnings
 	clang-format --dry-run -Werror $(C_FILES)
-	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' Makefile .ci/run | \
+	@bare=$$(git ls-files '*.rs' '*.c' '*.h' '*.sh' '*.toml' '*.yml' '*.roff' '*.service' Makefile .ci/run | \
 		xargs grep -L '$(SPDX)'); if [ -n "$$bare" ]; then \
 		echo "without the line '$(SPDX)':" $$bare >&2; exit 1; fi
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \

@@ -56,10 +56,14 @@ test() {
 	need clang has clang
 	need dnsmasq-base has dnsmasq
 	need ethtool has ethtool
+	need fish has fish
 	need iperf3 has iperf3
 	need iputils-ping has ping
+	need man-db has man
+	need systemd has systemd-analyze
 	need tcpdump has tcpdump
 	need traceroute has traceroute
+	need zsh has zsh
 }
 
 bench() {

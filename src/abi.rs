@@ -5,10 +5,10 @@
 
 #![allow(clippy::all, missing_docs, dead_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::service::{Protocol, SOURCES_MAX, Scheduler, Service};
+use crate::service::{Health, Listen, ListenPorts, Protocol, SOURCES_MAX, Scheduler, Service};
 
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
@@ -18,6 +18,8 @@ pub use types::{
     service,
 };
 
+/// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
+pub const LAYOUT: u32 = 1;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).
@@ -58,7 +60,7 @@ const _: () = {
     assert!(size_of::<address>() == 24);
     assert!(size_of::<listener>() == 8);
     assert!(size_of::<service>() == 32 + crate::service::SOURCES_MAX);
-    assert!(size_of::<backend>() == 40);
+    assert!(size_of::<backend>() == 52);
     assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);
     assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
@@ -163,6 +165,46 @@ pub fn service_entry(
     }
 }
 
+/// What a service listens on, whose VIP this is.
+pub fn listen_of(entry: &service, vip: IpAddr) -> Listen {
+    Listen {
+        vip,
+        ports: ListenPorts::new(entry.first_port, entry.last_port),
+        protocol: match entry.protocol {
+            17 => Protocol::Udp,
+            _ => Protocol::Tcp,
+        },
+    }
+}
+
+pub fn scheduler_of(entry: &service) -> Scheduler {
+    match types::scheduler(entry.scheduler.into()) {
+        types::scheduler::SCHEDULER_SOURCE_HASH => Scheduler::SourceHash,
+        types::scheduler::SCHEDULER_ROUND_ROBIN => Scheduler::RoundRobin,
+        types::scheduler::SCHEDULER_RANDOM => Scheduler::Random,
+        types::scheduler::SCHEDULER_LEAST_CONNECTIONS => Scheduler::LeastConnections,
+        _ => Scheduler::Maglev,
+    }
+}
+
+/// The address that [`address_words`] made the words of.
+pub fn address_from(words: [u32; 4], is_ipv4: bool) -> IpAddr {
+    let words = words.map(u32::from_be);
+    if is_ipv4 {
+        return Ipv4Addr::from(words[0]).into();
+    }
+    let bits = words
+        .iter()
+        .fold(0, |bits, word| bits << 32 | u128::from(*word));
+    Ipv6Addr::from(bits).into()
+}
+
+/// The address and port of a backend, which is of its VIP's family.
+pub fn address_of(entry: &backend, vip: IpAddr) -> (IpAddr, u16) {
+    let address = address_from(entry.address, vip.is_ipv4());
+    (address, u16::from_be(entry.port))
+}
+
 /// A VLAN tag as a frame carries it: tag protocol identifier and control information.
 pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
     (u32::from(protocol) << 16 | u32::from(id)).to_be()
@@ -170,12 +212,12 @@ pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
 
 /// A backend; port 0: the one that the client connects to. `path` is its next
 /// hop's MAC, its VLAN tags (outermost first; 0: none) and the index of the source
-/// address that reaches it, once known; `alive`: it takes new flows.
+/// address that reaches it, once known. Its flows go on, and nothing is known of its
+/// health.
 pub fn backend_entry(
     address: IpAddr,
     port: u16,
     path: Option<([u8; 6], [u32; VLAN_TAGS], usize)>,
-    alive: bool,
     weight: u16,
     service: usize,
 ) -> backend {
@@ -187,9 +229,28 @@ pub fn backend_entry(
         source: source as u16,
         mac,
         reachable: path.is_some().into(),
-        alive: alive.into(),
         weight,
         service: service as u16,
+        ..backend::default()
+    }
+}
+
+/// What checks said of a backend, in its record.
+pub fn health_number(health: Health) -> u8 {
+    match health {
+        Health::Unknown => types::health::HEALTH_UNKNOWN,
+        Health::Up => types::health::HEALTH_UP,
+        Health::Down => types::health::HEALTH_DOWN,
+    }
+    .0 as u8
+}
+
+/// The reverse.
+pub fn health_of(number: u8) -> Health {
+    match types::health(number.into()) {
+        types::health::HEALTH_UP => Health::Up,
+        types::health::HEALTH_DOWN => Health::Down,
+        _ => Health::Unknown,
     }
 }
 

@@ -3,6 +3,8 @@
 //! `--listen` and `--backend` mean is decided in [`crate::config`], for flags and
 //! file alike.
 
+mod generated;
+
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +12,11 @@ use std::process::ExitCode;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::{Input, MODES, Services};
 use crate::service::Mode;
+pub use generated::{completions, manual};
 
 /// Spreads the connections to a virtual address over servers, in the kernel's
 /// XDP path.
@@ -87,12 +91,26 @@ SIGHUP does the same.")]
     #[command(after_help = "Example:
   xdp-proxy stop -i eth0")]
     Stop(InterfaceArgs),
+    /// Print a script that completes this command line in a shell
+    #[command(after_help = "Example:
+  xdp-proxy completions bash >/etc/bash_completion.d/xdp-proxy")]
+    Completions { shell: Shell },
+    /// Print the manual page
+    #[command(after_help = "Example:
+  xdp-proxy manual | man -l -")]
+    Manual,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Take the place of the daemon that runs on the interface, without a lost packet
+    #[arg(long)]
+    pub take_over: bool,
+    /// At SIGINT and SIGTERM leave the program attached, to serve until the next run
+    #[arg(long)]
+    pub persist: bool,
     /// Log more: -v for debugging, -vv for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,

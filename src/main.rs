@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use tracing_subscriber::filter::LevelFilter;
 
-use xdp_proxy::cli::{Cli, Command, ConfigArgs, RunArgs};
+use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, RunArgs};
 use xdp_proxy::config::{self, ConfigError, HostPorts};
 use xdp_proxy::service::Config;
 use xdp_proxy::{commands, daemon};
@@ -36,12 +36,18 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => {
             let config = load(args.config.clone())?;
             log_to_stderr(&args);
-            runtime.block_on(daemon::run(args.config.into_input(), config))
+            let manner = daemon::Manner {
+                takes_over: args.take_over,
+                persists: args.persist,
+            };
+            runtime.block_on(daemon::run(args.config.into_input(), config, manner))
         }
         Command::Check(args) => print(&commands::check(&load(args)?)?),
         Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),
         Command::Reload(args) => print(&commands::reload(args.interface.as_deref())?),
         Command::Stop(args) => print(&runtime.block_on(commands::stop(args.interface.as_deref()))?),
+        Command::Completions { shell } => print(&cli::completions(shell)),
+        Command::Manual => print(&cli::manual()),
     }
 }
 

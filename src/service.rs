@@ -2,6 +2,8 @@
 //! The vocabulary of the load balancer as types: what a service is, who its
 //! backends are and how packets reach them. Pure: no I/O, no clap, no libbpf.
 
+mod check;
+
 use std::fmt;
 use std::mem::discriminant;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +11,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use check::{
+    AllDown, Check, CheckKind, Health, HttpCheck, OnFailure, Policy, StatusCodes, Trust, UdpCheck,
+};
 
 /// A whole, validated configuration: what one `xdp-proxy run` serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +65,9 @@ pub struct Service {
     /// Source ports of forwarded packets.
     pub source_ports: PortRanges,
     pub timeouts: Timeouts,
+    /// How its backends are checked; `None`: not at all.
+    pub health: Option<Check>,
+    pub policy: Policy,
     /// At least one, at least one of them with a weight above 0; no address twice.
     pub backends: Vec<Backend>,
 }
@@ -232,7 +241,7 @@ impl Timeouts {
 }
 
 /// A set of ports: sorted, disjoint, non-adjacent, non-empty ranges within 1 to 65535.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRanges(Vec<RangeInclusive<u16>>);
 
 impl PortRanges {

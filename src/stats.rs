@@ -39,6 +39,7 @@ pub const OUTCOMES: &[Outcome] = outcomes![
     OUTCOME_REFUSED_NO_FLOW Sent "refused_no_flow",
     OUTCOME_REFUSED_NO_BACKEND Sent "refused_no_backend",
     OUTCOME_REFUSED_SNAT_EXHAUSTED Sent "snat_exhausted",
+    OUTCOME_REFUSED_BACKEND_GONE Sent "refused_backend_gone",
     OUTCOME_TIME_EXCEEDED Sent "time_exceeded",
     OUTCOME_ICMP_ERROR Sent "icmp_error",
     OUTCOME_ECHO_REPLY Sent "echo_reply",
@@ -116,6 +117,19 @@ impl From<backend_counters> for BackendCounters {
             returned_bytes: of_cpu.returned_bytes,
             flows_begun: of_cpu.flows_begun,
             flows_ended: of_cpu.flows_ended,
+        }
+    }
+}
+
+impl From<BackendCounters> for backend_counters {
+    fn from(all: BackendCounters) -> backend_counters {
+        backend_counters {
+            forwarded_packets: all.forwarded_packets,
+            forwarded_bytes: all.forwarded_bytes,
+            returned_packets: all.returned_packets,
+            returned_bytes: all.returned_bytes,
+            flows_begun: all.flows_begun,
+            flows_ended: all.flows_ended,
         }
     }
 }

@@ -2,7 +2,9 @@
 //! What the datapath's maps hold for a configuration: pure, so that the same
 //! configuration gives the same bytes on every host (but for the seed).
 
+mod condition;
 mod listeners;
+mod notes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -10,16 +12,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::abi;
 use crate::maglev::{self, Member};
 use crate::service::{
-    Backend, Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
+    Backend, Config, Health, Listen, Policy, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
 };
+pub use condition::Condition;
 pub use listeners::Listeners;
+pub use notes::Notes;
 
 /// Whether an index stands for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Tenure {
     Configured,
     /// No longer configured, but flows of it were left at the last reload.
@@ -31,8 +37,10 @@ pub enum Tenure {
 /// A service as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
+    pub name: String,
     pub listen: Listen,
     pub scheduler: Scheduler,
+    pub policy: Policy,
     pub tenure: Tenure,
     /// Its place in the configuration.
     pub number: usize,
@@ -56,6 +64,7 @@ pub struct BackendTable {
     /// The source address that the configuration gives it, whatever the routes say.
     pub source: Option<IpAddr>,
     pub path: Path,
+    pub condition: Condition,
 }
 
 impl BackendTable {
@@ -252,8 +261,10 @@ impl Tables {
 
     fn put_service(&mut self, index: usize, number: usize, service: &Service) {
         let table = ServiceTable {
+            name: service.name.clone(),
             listen: service.listen,
             scheduler: service.scheduler,
+            policy: service.policy,
             tenure: Tenure::Configured,
             number,
             entry: abi::service::default(),
@@ -288,6 +299,9 @@ impl Tables {
                 backend: *backend,
                 source: service.source.first().copied(),
                 path: known.map_or_else(Path::default, |index| self.backends[index - 1].path),
+                condition: known.map_or_else(Condition::default, |index| {
+                    self.backends[index - 1].condition
+                }),
             };
             table.path = table.path_after(path_of(backend.address.ip()));
             let index = known
@@ -458,27 +472,28 @@ impl Tables {
             .mac
             .zip(source)
             .map(|(mac, source)| (mac, table.path.tags, source));
-        abi::backend_entry(
-            table.backend.address.ip(),
-            table.backend.address.port(),
-            path,
-            table.path.alive,
-            table.backend.weight,
-            table.service,
-        )
+        let condition = &table.condition;
+        abi::backend {
+            ends_flows: self.ends_flows(table).into(),
+            health: abi::health_number(condition.health),
+            drained: condition.drained.into(),
+            health_since_s: condition.health_since_s,
+            draining_since_s: condition.draining_since_s,
+            ..abi::backend_entry(
+                table.backend.address.ip(),
+                table.backend.address.port(),
+                path,
+                table.backend.weight,
+                table.service,
+            )
+        }
     }
 
     /// The backends of service `index` that take new flows.
     fn members(&self, index: usize) -> Vec<Member> {
-        self.services[index]
-            .backends
-            .iter()
-            .map(|number| (*number, &self.backends[number - 1]))
-            .filter(|(number, table)| {
-                table.path.alive
-                    && table.backend.weight > 0
-                    && self.backend_entry(*number).reachable != 0
-            })
+        let ignores_health = self.ignores_health(index);
+        self.able(index)
+            .filter(|(_, table)| ignores_health || table.condition.health != Health::Down)
             .map(|(number, table)| Member {
                 identity: table.backend.address,
                 weight: table.backend.weight,

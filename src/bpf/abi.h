@@ -41,6 +41,13 @@
 #define IP_DF 0x4000
 #define IP_OFFSET 0x1fff
 
+/*
+ * The layout of what a later program finds in the maps: raised whenever a struct
+ * of this file, a map or a hash over them changes. Maps of another layout are
+ * never taken over.
+ */
+#define LAYOUT 1
+
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
 #define PORTS 65536 /* slots of one source address */
@@ -73,7 +80,8 @@ enum outcome {
 	OUTCOME_REFUSED_NO_FLOW,	/* mid-stream, of no flow we know */
 	OUTCOME_REFUSED_NO_BACKEND,	/* nobody can take a new flow */
 	OUTCOME_REFUSED_SNAT_EXHAUSTED, /* no source port is left */
-	OUTCOME_REFUSED_LAST = OUTCOME_REFUSED_SNAT_EXHAUSTED,
+	OUTCOME_REFUSED_BACKEND_GONE,	/* its flow's backend ends its flows */
+	OUTCOME_REFUSED_LAST = OUTCOME_REFUSED_BACKEND_GONE,
 	OUTCOME_TIME_EXCEEDED, /* its time to live ran out, and ICMP told so */
 	OUTCOME_ICMP_ERROR,    /* about a flow, to the end that can act on it */
 	OUTCOME_ECHO_REPLY,    /* for a VIP that the host does not own */
@@ -156,6 +164,13 @@ struct service {
 	__u8 source[SOURCES]; /* indexes into sources, the first source_count */
 };
 
+/* What checks said of a backend. */
+enum health {
+	HEALTH_UNKNOWN, /* nothing so far, or there are none: it counts as up */
+	HEALTH_UP,
+	HEALTH_DOWN,
+};
+
 /* A backend of one service; index 0 is no backend. */
 struct backend {
 	__be32 address[4];
@@ -165,9 +180,15 @@ struct backend {
 	__u16 source; /* index into sources: the address it is reached from */
 	__u8 mac[ETH_ALEN]; /* of the next hop towards it */
 	__u8 reachable;	    /* the MAC is known */
-	__u8 alive;	    /* takes new flows */
+	__u8 ends_flows; /* with the client's next packet: RST, or begun anew */
 	__u16 weight;
-	__u16 service; /* index, for userspace */
+	/* For userspace, which finds here what it knew. Times since boot. */
+	__u16 service; /* index */
+	__u8 health;   /* enum health */
+	__u8 drained;  /* by command */
+	__u16 pad;
+	__u32 health_since_s;
+	__u32 draining_since_s; /* by command or weight 0; 0: it does not drain */
 };
 
 /* A VIP, or an address that flows to backends come from. */

@@ -125,20 +125,11 @@ __noinline int begin_flow(void)
 
 /*
  * The packet is not of the flow that its tuple had: a client that uses its port
- * again, after the flow has closed; or a datagram whose backend is gone.
+ * again, after the flow has closed.
  */
-static __always_inline bool ends_here(const struct packet *packet,
-				      const struct flow *flow, bool opens)
+static __always_inline bool is_anew(const struct flow *flow, bool opens)
 {
-	const struct backend *backend;
-	__u32 index = flow->backend;
-
-	if (flow->retired && (opens || is_over(flow)))
-		return true;
-	if (!is_udp(packet))
-		return false;
-	backend = bpf_map_lookup_elem(&backends, &index);
-	return !backend || !backend->alive;
+	return flow->retired && (opens || is_over(flow));
 }
 
 /* The flow of a client's packet: the one it has, or a new one, in slot. */
@@ -149,8 +140,10 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 	bool opens =
 		is_udp(packet) ||
 		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	/* The client's own RST ends the flow where it is. */
+	bool gone = flow && !(flags & TCP_RST) && ends_flows(flow->backend);
 
-	if (flow && !ends_here(packet, flow, opens))
+	if (flow && !gone && !is_anew(flow, opens))
 		return OUTCOME_NEXT;
 	if (flow) {
 		enum outcome outcome = find_service(packet);
@@ -163,6 +156,8 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 	if (opens)
 		return is_from_host(packet) ? begin_flow() :
 					      OUTCOME_DROPPED_MALFORMED;
+	if (gone)
+		return OUTCOME_REFUSED_BACKEND_GONE;
 	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
 				 OUTCOME_REFUSED_NO_FLOW;
 }

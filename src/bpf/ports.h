@@ -95,6 +95,14 @@ static __always_inline void forget_flow(const struct packet *packet,
 	unlink_flow(flow, packet->slot, packet->hash, true);
 }
 
+/* No packet of a client goes there any more: it is down, or has drained. */
+static __always_inline bool ends_flows(__u32 index)
+{
+	const struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+
+	return !backend || backend->ends_flows;
+}
+
 /*
  * Retires the flow in a slot if its time is over. Functions that are not static
  * are walked by the verifier once for any arguments, not once for each call.
@@ -120,7 +128,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout)
+	if (age(flow) > timeout || ends_flows(flow->backend))
 		retire_flow(flow, slot, hash, false);
 	return 0;
 }

@@ -96,6 +96,8 @@ impl Draft {
             source: self.source(listen)?,
             source_ports: self.source_ports(host)?,
             timeouts: self.timeouts(listen.protocol)?,
+            health: None,
+            policy: crate::service::Policy::default(),
             backends: self.backends(listen)?,
         })
     }

@@ -6,14 +6,15 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nix::unistd::{AccessFlags, access};
 
-use super::routes::{backend_addresses, path_of, reach_of, vips};
+use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
 use super::{Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
 use crate::datapath;
+use crate::manager;
 use crate::neighbour::Neighbours;
 use crate::service::{Config, Listen};
-use crate::tables::Tenure;
 use crate::vlan::Trunk;
 
 impl Daemon {
@@ -24,15 +25,30 @@ impl Daemon {
     /// The configuration has an error or asks for what can't be changed: nothing was.
     pub(super) async fn reload(&mut self) -> Result<String> {
         let started = Instant::now();
-        match self.try_reload().await {
+        manager::reloading();
+        let reloaded = self.try_reload().await;
+        match &reloaded {
             Ok(change) => {
                 tracing::info!("reloaded in {} ms: {change}", started.elapsed().as_millis());
-                Ok(change)
             }
-            Err(error) => {
-                tracing::error!("not reloaded, nothing was changed: {error:#}");
-                Err(error)
-            }
+            Err(error) => tracing::error!("not reloaded, nothing was changed: {error:#}"),
+        }
+        manager::ready(&self.summary());
+        reloaded
+    }
+
+    /// Warns where a reload could not read the file that the start has read, with
+    /// capabilities that are given up.
+    pub(super) fn report_unreadable(&self) {
+        if let config::Services::File(path) = &self.input.services
+            && let Err(error) = access(path, AccessFlags::R_OK)
+        {
+            tracing::warn!(
+                "{}: a reload won't be able to read it without more capabilities ({}): let this \
+                 user read it",
+                path.display(),
+                error.desc()
+            );
         }
     }
 
@@ -51,11 +67,8 @@ impl Daemon {
 
         let counters = self.datapath.counters(self.tables.backends.len())?;
         let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
-        let leaving = self.tables.backends.iter().zip(1..);
-        let leaving = leaving
-            .filter(|(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index));
         let mut addresses = backend_addresses(&config);
-        addresses.extend(leaving.map(|(backend, _)| backend.backend.address.ip()));
+        addresses.extend(addresses_with_flows(&self.tables, has_flows));
         let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
         neighbours.settle(SETTLE_DEADLINE).await;
         let trunk = Trunk::look(&self.interface).await?;
@@ -71,7 +84,7 @@ impl Daemon {
         let interface = neighbours.interface();
         datapath.write_interface(interface.mac, interface.mtu)?;
         self.attachment.replace(&datapath)?;
-        datapath.count_on(&self.datapath)?;
+        datapath.count_on(&self.datapath, &tables.recycled)?;
         let change = difference(&self.config, &config);
         self.program_id = datapath.program_id()?;
         self.datapath = datapath;

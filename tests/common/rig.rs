@@ -9,8 +9,8 @@ use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::abi::types::flow_state;
 use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
-    Backend, Config, Forwarding, Listen, ListenPorts, Mode, PortRanges, Protocol, Scheduler,
-    Service, Timeouts,
+    Backend, Config, Forwarding, Listen, ListenPorts, Mode, Policy, PortRanges, Protocol,
+    Scheduler, Service, Timeouts,
 };
 use xdp_proxy::stats::Counters;
 use xdp_proxy::tables::{BackendTable, Path, Tables};
@@ -113,6 +113,8 @@ pub fn service(listen: &str, backends: &[(&str, u16)]) -> Service {
         source: vec![],
         source_ports: PortRanges::beside(32768..=60999).expect("ports"),
         timeouts: Timeouts::of(protocol),
+        health: None,
+        policy: Policy::default(),
         backends: backends
             .iter()
             .map(|(address, weight)| Backend {

@@ -33,10 +33,12 @@ impl Crowd {
 
 impl World {
     /// So long without a packet that its port may be given to another.
+    /// Or its backend is gone.
     pub fn is_late(&self, flow: &Flow, pressed: bool) -> bool {
         let patient = flow.established || flow.answered && flow.tuple.protocol == UDP;
         let age = self.now - flow.seen;
         match pressed {
+            _ if self.is_gone(flow) => true,
             _ if patient => age > ESTABLISHED,
             true => 4 * age > UNANSWERED,
             false => age > UNANSWERED,

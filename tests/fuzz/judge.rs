@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::service::Health;
 
 use crate::common::frames::{ACK, FIN, RST, SYN};
 use crate::common::icmp::Told;
@@ -246,7 +247,11 @@ impl World {
     ) -> (Option<usize>, Fate) {
         let opens = opens(frame, packet);
         let flow = place.map(|place| self.flows[place].as_ref().expect("a flow"));
+        // The client's own RST ends the flow where it is.
+        let resets = packet.protocol == TCP && flags_of(frame, packet) & RST != 0;
+        let gone = flow.is_some_and(|flow| !resets && self.is_gone(flow));
         if let (Some(flow), Some(place)) = (flow, place)
+            && !gone
             && !self.is_left(flow, opens)
         {
             return (None, self.forwarded(place));
@@ -254,7 +259,9 @@ impl World {
         let Some(service) = service else {
             return (place, Fate::Passed);
         };
-        let fate = if !opens && flags_of(frame, packet) & RST != 0 {
+        let fate = if !opens && gone {
+            refused(packet.protocol, OutcomeCode::OUTCOME_REFUSED_BACKEND_GONE)
+        } else if !opens && flags_of(frame, packet) & RST != 0 {
             Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_NO_FLOW)
         } else if !opens {
             refused(packet.protocol, OutcomeCode::OUTCOME_REFUSED_NO_FLOW)
@@ -275,9 +282,13 @@ impl World {
 
     /// A client's packet is not of this flow of its tuple, but of the next one.
     fn is_left(&self, flow: &Flow, opens: bool) -> bool {
-        flow.retired && opens
-            || self.is_over(flow)
-            || flow.tuple.protocol == UDP && !self.path(flow.backend).alive
+        flow.retired && opens || self.is_over(flow)
+    }
+
+    /// Its backend is down; of UDP, silence of the next hop is enough.
+    pub fn is_gone(&self, flow: &Flow) -> bool {
+        let table = &self.rig.tables.backends[flow.backend - 1];
+        table.condition.health == Health::Down || flow.tuple.protocol == UDP && !table.path.alive
     }
 
     fn flow_of_backend(&self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Option<usize> {

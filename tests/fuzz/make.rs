@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use xdp_proxy::service::Health;
 use xdp_proxy::tables::Path;
 
 use crate::common::frames::{ACK, FIN, PSH, RST, SYN};
@@ -102,6 +103,7 @@ impl Maker {
                 let path = world.path(backend);
                 let address = world.backend_address(backend).ip();
                 let mac = backend_mac(address);
+                let health = self.pick(&[Health::Unknown, Health::Up, Health::Up, Health::Down]);
                 Step::News(
                     backend,
                     match self.random.below(8) {
@@ -120,6 +122,7 @@ impl Maker {
                             ..path
                         },
                     },
+                    health,
                 )
             }
         }

@@ -38,7 +38,7 @@ impl World {
                 let mut late = late.filter(|f| !f.retired && self.is_late(f, false));
                 ensure!(late.next().is_none(), "the sweep spared {:?}", late.next());
             }
-            Step::News(backend, path) => self.news(*backend, *path),
+            Step::News(backend, path, health) => self.news(*backend, *path, *health),
             Step::Limit(limited) => self.icmp_limited = *limited,
         }
         Ok(())

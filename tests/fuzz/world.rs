@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath;
-use xdp_proxy::service::Service;
+use xdp_proxy::service::{Health, Service};
 use xdp_proxy::stats::BackendCounters;
-use xdp_proxy::tables::Path;
+use xdp_proxy::tables::{Condition, Path};
 
 use crate::common::rig::*;
 pub use crate::flow::*;
@@ -25,7 +25,7 @@ pub enum Step {
     Seconds,
     Sweep,
     /// Of the backend with this index.
-    News(usize, Path),
+    News(usize, Path, Health),
     /// The next ICMP answers may be more than the limit allows.
     Limit(bool),
 }
@@ -109,6 +109,7 @@ impl World {
         let slots = (0..self.rig.tables.sources.len() * PORTS.len()).map(|i| self.slot(i));
         self.maps.reset(slots);
         for (table, path) in self.rig.tables.backends.iter_mut().zip(&self.paths) {
+            table.condition = Condition::default();
             table.path = *path;
         }
         self.flows = vec![None; self.rig.tables.sources.len() * PORTS.len()];
@@ -203,6 +204,7 @@ impl World {
             let takes = table.service == service
                 && table.backend.weight > 0
                 && table.path.alive
+                && table.condition.health != Health::Down
                 && table.path.mac.is_some();
             takes.then_some(index)
         })
@@ -228,10 +230,11 @@ impl World {
         Some((flow.tuple.service, flow.tuple.client))
     }
 
-    pub fn news(&mut self, backend: usize, path: Path) {
+    pub fn news(&mut self, backend: usize, path: Path, health: Health) {
         let table = &mut self.rig.tables.backends[backend - 1];
         let service = table.service;
         table.path = path;
+        table.condition.health = health;
         self.rig
             .datapath
             .write_backend(&self.rig.tables, backend)

@@ -11,6 +11,7 @@ mod expiry;
 mod families;
 mod flows;
 mod fragments;
+mod gone;
 mod headers;
 mod icmp;
 mod ipv6;
