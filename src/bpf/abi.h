@@ -46,7 +46,7 @@
  * of this file, a map or a hash over them changes. Maps of another layout are
  * never taken over.
  */
-#define LAYOUT 1
+#define LAYOUT 2
 
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
@@ -294,6 +294,19 @@ struct fragment {
 	__u32 seen;  /* jiffies */
 	__be32 id;   /* that the fragments are sent with */
 	__u32 direction;
+};
+
+/*
+ * Of one flow, in the slot of its record; `begun` is 0 where nobody has counted.
+ * Beside the record, as not everybody pays for it.
+ */
+struct flow_counters {
+	__u64 forwarded_packets;
+	__u64 forwarded_bytes;
+	__u64 returned_packets;
+	__u64 returned_bytes;
+	__u32 begun; /* jiffies */
+	__u32 pad;
 };
 
 /* Per CPU, of one backend. */

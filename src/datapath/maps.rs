@@ -212,6 +212,20 @@ impl Maps {
         self.named("flows")?.get(slot)
     }
 
+    /// Hands on every record, and its counters where it has any.
+    pub fn each_flow(
+        &self,
+        mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
+    ) -> Result<()> {
+        let mut counters = Vec::new();
+        self.named("flow_counters")?
+            .each(|_, entry: &types::flow_counters| counters.push(*entry))?;
+        self.named("flows")?.each(|slot, flow| {
+            let counters = counters.get(slot as usize);
+            take(slot, flow, counters.filter(|counters| counters.begun != 0));
+        })
+    }
+
     /// The ports of a source address that wait for use, the next one first.
     pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
         let queue = self.ports(source)?;
