@@ -15,7 +15,7 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore, MapFlags, MapMut, Program, ProgramInput, ProgramMut, XdpFlags};
 
 pub use hook::{Attached, Hook, attached, detach, detach_fd, replace_fd};
-pub use host::{check_privilege, cpus, tick};
+pub use host::{cpus, tick};
 
 use crate::abi::{self, types};
 use crate::stats::{BackendCounters, Counters};

@@ -16,7 +16,9 @@ use crate::attach::{self, Attachment};
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::{self, Datapath};
+use crate::manager::{self, Watchdog};
 use crate::neighbour::{DisplayMac, Interface, Neighbours};
+use crate::privilege;
 use crate::service::Config;
 use crate::tables::{BackendTable, Path, ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
@@ -32,7 +34,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What kept it from serving; nothing is left attached then.
 pub async fn run(input: Input, config: Config) -> Result<()> {
-    datapath::check_privilege()?;
+    privilege::check()?;
     let interface = choose_interface(&config).await?;
     let control = Control::listen(&interface.name)?;
     let signals = Signals::new()?;
@@ -67,8 +69,11 @@ pub async fn run(input: Input, config: Config) -> Result<()> {
     daemon.report_foreign_sources().await?;
     daemon.report_unreachable();
     daemon.report_vlan_faults().await?;
+    privilege::limit()?;
+    daemon.report_unreadable();
     daemon.announce()?;
     let stopped = daemon.serve(control, signals).await?;
+    manager::stopping();
     let detached = daemon.attachment.detach();
     if let Some(caller) = stopped {
         let response = match &detached {
@@ -121,6 +126,7 @@ impl Daemon {
     ) -> Result<Option<Caller>> {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::as_asked();
         loop {
             tokio::select! {
                 _ = signals.interrupt.recv() => return Ok(None),
@@ -147,6 +153,7 @@ impl Daemon {
                         drop(caller.answer(response));
                     }
                 },
+                () = watchdog.due() => manager::alive(),
                 _ = sweep.tick() => {
                     if !self.attachment.holds()? {
                         bail!(
@@ -214,8 +221,12 @@ impl Daemon {
                 }
             }
         }
+        let changed = !services.is_empty();
         for service in services {
             self.datapath.write_maglev(&self.tables, service)?;
+        }
+        if changed {
+            manager::status(&self.summary());
         }
         Ok(())
     }

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nix::unistd::{AccessFlags, access};
 
 use super::routes::{backend_addresses, path_of, reach_of, vips};
 use super::{Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
 use crate::datapath;
+use crate::manager;
 use crate::neighbour::Neighbours;
 use crate::service::{Config, Listen};
 use crate::tables::Tenure;
@@ -24,15 +26,30 @@ impl Daemon {
     /// The configuration has an error or asks for what can't be changed: nothing was.
     pub(super) async fn reload(&mut self) -> Result<String> {
         let started = Instant::now();
-        match self.try_reload().await {
+        manager::reloading();
+        let reloaded = self.try_reload().await;
+        match &reloaded {
             Ok(change) => {
                 tracing::info!("reloaded in {} ms: {change}", started.elapsed().as_millis());
-                Ok(change)
             }
-            Err(error) => {
-                tracing::error!("not reloaded, nothing was changed: {error:#}");
-                Err(error)
-            }
+            Err(error) => tracing::error!("not reloaded, nothing was changed: {error:#}"),
+        }
+        manager::ready(&self.summary());
+        reloaded
+    }
+
+    /// Warns where a reload could not read the file that the start has read, with
+    /// capabilities that are given up.
+    pub(super) fn report_unreadable(&self) {
+        if let config::Services::File(path) = &self.input.services
+            && let Err(error) = access(path, AccessFlags::R_OK)
+        {
+            tracing::warn!(
+                "{}: a reload won't be able to read it without more capabilities ({}): let this \
+                 user read it",
+                path.display(),
+                error.desc()
+            );
         }
     }
 

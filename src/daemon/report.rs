@@ -10,14 +10,26 @@ use anyhow::{Context as _, Result};
 use super::Daemon;
 use super::routes::reach_of;
 use crate::config;
+use crate::manager;
 use crate::neighbour::{self, DisplayMac, Reach};
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, ServiceStatus, Status};
 use crate::tables::{BackendTable, Tenure};
 
 impl Daemon {
-    /// The one line on stdout.
+    /// The one line on stdout, and the same for the service manager.
     pub(super) fn announce(&self) -> Result<()> {
+        let summary = self.summary();
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "ready: {summary}")
+            .and_then(|()| stdout.flush())
+            .context("writing to stdout")?;
+        manager::ready(&summary);
+        Ok(())
+    }
+
+    /// "eth0 (generic) 192.0.2.1:80/tcp -> 2 backends"
+    pub(super) fn summary(&self) -> String {
         let services: Vec<String> = (0..self.config.services.len())
             .map(|index| {
                 let members = self.backends_of(index);
@@ -33,16 +45,12 @@ impl Daemon {
                 format!("{} -> {count} {noun}", self.config.services[index].listen)
             })
             .collect();
-        let mut stdout = std::io::stdout().lock();
-        writeln!(
-            stdout,
-            "ready: {} ({}) {}",
+        format!(
+            "{} ({}) {}",
             self.interface.name,
             self.attachment.hook().name(),
             services.join(", ")
         )
-        .and_then(|()| stdout.flush())
-        .context("writing to stdout")
     }
 
     /// Nobody answers ARP for an address that no interface has.

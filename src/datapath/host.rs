@@ -3,35 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::{ClockId, clock_getres};
-
-/// Looks whether this process may load and attach programs at all.
-///
-/// # Errors
-/// Names what is missing and the mend.
-pub fn check_privilege() -> Result<()> {
-    const NET_ADMIN: u32 = 12;
-    const SYS_ADMIN: u32 = 21;
-    const BPF: u32 = 39;
-    let status =
-        std::fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .context("finding CapEff in /proc/self/status")?;
-    let has = |capability: u32| effective >> capability & 1 == 1;
-    if has(NET_ADMIN) && (has(BPF) || has(SYS_ADMIN)) {
-        return Ok(());
-    }
-    bail!(
-        "loading an XDP program takes the capabilities NET_ADMIN and BPF (or SYS_ADMIN), which \
-         this process does not have: run it as root, or in a container with \
-         `--cap-add NET_ADMIN --cap-add BPF --cap-add PERFMON`"
-    )
-}
 
 /// Length of a jiffy: the resolution of the clock that the kernel's tick moves
 /// (clock_getres(2), CLOCK_MONOTONIC_COARSE).
