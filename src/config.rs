@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub use describe::{Footprint, describe};
+pub use health::check_word;
 pub use host::HostPorts;
 pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, duration_text, scheduler_word};
 

@@ -182,6 +182,11 @@ impl Checks {
         self.common.news.notified().await;
     }
 
+    /// A backend's health; none of one that is not checked.
+    pub fn health(&self, target: &Target) -> Option<Health> {
+        self.report(target).map(|report| report.health)
+    }
+
     /// What is known of a backend; nothing of one that is not checked.
     pub fn report(&self, target: &Target) -> Option<Report> {
         let watch = self.watches.get(target)?;

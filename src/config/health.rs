@@ -200,6 +200,17 @@ impl Draft {
     }
 }
 
+/// The word of a check's type.
+pub fn check_word(check: &Check) -> &'static str {
+    let kind = match &check.kind {
+        CheckKind::Tcp => Type::Tcp,
+        CheckKind::Http(_) => Type::Http,
+        CheckKind::Https(..) => Type::Https,
+        CheckKind::Udp(_) => Type::Udp,
+    };
+    value::word(&TYPES, kind)
+}
+
 /// A check as an inline table of TOML, strings made by `string`.
 pub(super) fn describe(check: &Option<Check>, string: impl Fn(&str) -> String) -> String {
     let Some(check) = check else {
@@ -207,13 +218,7 @@ pub(super) fn describe(check: &Option<Check>, string: impl Fn(&str) -> String) -
     };
     let mut keys = Vec::new();
     let mut add = |key: &str, value: String| keys.push(format!("{key} = {value}"));
-    let kind = match &check.kind {
-        CheckKind::Tcp => Type::Tcp,
-        CheckKind::Http(_) => Type::Http,
-        CheckKind::Https(..) => Type::Https,
-        CheckKind::Udp(_) => Type::Udp,
-    };
-    add("type", string(value::word(&TYPES, kind)));
+    add("type", string(check_word(check)));
     if let CheckKind::Http(http) | CheckKind::Https(http, _) = &check.kind {
         add("path", string(&http.path));
         if let Some(host) = &http.host {

@@ -9,9 +9,11 @@ use anyhow::{Result, bail};
 use nix::unistd::{AccessFlags, access};
 
 use super::routes::{backend_addresses, path_of, reach_of, vips};
-use super::{Daemon, SETTLE_DEADLINE};
+use super::update::now_s;
+use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
 use crate::datapath;
+use crate::health::{Plan, Target};
 use crate::manager;
 use crate::neighbour::Neighbours;
 use crate::service::{Config, Listen};
@@ -58,6 +60,7 @@ impl Daemon {
             bail!("it was started with --listen and --backend: there is no file to read again");
         }
         let config = config::load(&self.input, &HostPorts::read()?)?;
+        let plan = Plan::new(&config)?;
         let fixed = [
             ("interface", config.interface == self.config.interface),
             ("mode", config.mode == self.config.mode),
@@ -74,7 +77,12 @@ impl Daemon {
         let mut addresses = backend_addresses(&config);
         addresses.extend(leaving.map(|(backend, _)| backend.backend.address.ip()));
         let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
-        neighbours.settle(SETTLE_DEADLINE).await;
+        let known = |target: &Target| self.checks.health(target).unwrap_or_default();
+        let checks = self.checks.followed_by(plan, known);
+        tokio::join!(
+            neighbours.settle(SETTLE_DEADLINE),
+            checks.settle(CHECKS_DEADLINE)
+        );
         let trunk = Trunk::look(&self.interface).await?;
         let mut tables = self.tables.followed_by(
             &config,
@@ -83,6 +91,8 @@ impl Daemon {
             has_flows,
         )?;
         tables.set_held(&neighbours.held());
+        tables.take_health(now_s()?, |target| checks.health(target));
+        tables.drain(now_s()?);
 
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
         let interface = neighbours.interface();
@@ -94,6 +104,7 @@ impl Daemon {
         self.datapath = datapath;
         (self.config, self.tables) = (config, tables);
         (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
+        self.checks = checks;
         self.report_foreign_sources().await?;
         self.report_unreachable();
         self.report_vlan_faults().await?;

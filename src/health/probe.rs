@@ -3,7 +3,9 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt as _, Empty};
@@ -13,14 +15,14 @@ use hyper::{Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::tls::Authorities;
+use super::tls::{self, Authorities};
 use crate::service::{Check, CheckKind, HttpCheck, StatusCodes, UdpCheck};
 
 /// Of an answer's body, what is read so that its sender sees it taken.
@@ -115,16 +117,20 @@ impl Probe {
                 let stream = self.connect().await?;
                 let connector = TlsConnector::from(config.clone());
                 let stream = connector.connect(name.clone(), stream).await;
-                http.ask(stream.map_err(|error| Failure::of(&error))?).await
+                http.ask(
+                    stream
+                        .map_err(tls::in_words)
+                        .map_err(|error| Failure::of(&error))?,
+                )
+                .await
             }
             Kind::Udp(udp) => self.exchange(udp).await,
         }
     }
 
-    /// A connection that a RST ends, whoever drops it. The ACK that ends the handshake
-    /// is held back until there is something to send: a server that is only asked for
-    /// a connection never gets to see it.
-    async fn connect(&self) -> Result<TcpStream, Failure> {
+    /// Where there is nothing to send, the ACK that ends the handshake is held back: a
+    /// server that is only asked for a connection never gets to see it.
+    async fn connect(&self) -> Result<Stream, Failure> {
         let connected = async {
             let socket = match self.address {
                 SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -134,7 +140,7 @@ impl Probe {
             if let Kind::Tcp = self.kind {
                 SockRef::from(&socket).set_tcp_quickack(false)?;
             }
-            socket.connect(self.address).await
+            socket.connect(self.address).await.map(Stream)
         };
         connected.await.map_err(|error| Failure::of(&error))
     }
@@ -164,6 +170,38 @@ impl Probe {
             return Err(Failure::Backend("the reply has other bytes in it".into()));
         }
         Ok(())
+    }
+}
+
+/// A connection that only a RST ends: the FIN of an orderly end would leave one of the
+/// ends in TIME_WAIT.
+struct Stream(TcpStream);
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 

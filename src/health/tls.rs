@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Whose certificates are accepted.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
+use tokio_rustls::rustls::client::{WebPkiServerVerifier, verify_server_name};
 use tokio_rustls::rustls::crypto::{
     CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature,
 };
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -34,7 +36,18 @@ impl Authorities {
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
             Trust::Anyone => Arc::new(Anyone(provider.clone())),
             Trust::Host => verifier(of_host()?, &provider)?,
-            Trust::File(file) => verifier(in_file(file)?, &provider)?,
+            Trust::File(file) => {
+                let certificates = in_file(file)?;
+                let mut store = RootCertStore::empty();
+                for certificate in &certificates {
+                    let added = store.add(certificate.clone());
+                    added.with_context(|| reading(file))?;
+                }
+                Arc::new(Listed {
+                    certificates,
+                    others: verifier(store, &provider)?,
+                })
+            }
         };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -68,24 +81,81 @@ fn of_host() -> Result<RootCertStore> {
     Ok(store)
 }
 
-fn in_file(file: &Path) -> Result<RootCertStore> {
-    let mut store = RootCertStore::empty();
-    let reading = || format!("reading the authorities in {}", file.display());
-    let certificates = CertificateDer::pem_file_iter(file)
+fn in_file(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
+    let certificates = read()
         .map_err(|error| anyhow!("{error}"))
-        .with_context(reading)?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| anyhow!("{error}"));
-        store
-            .add(certificate.with_context(reading)?)
-            .with_context(reading)?;
-    }
+        .with_context(|| reading(file))?;
     ensure!(
-        !store.is_empty(),
-        "{} has no certificate of an authority in it: name a file of PEM",
-        file.display()
+        !certificates.is_empty(),
+        "{}: no certificate is in it; name a file of PEM",
+        reading(file)
     );
-    Ok(store)
+    Ok(certificates)
+}
+
+/// A failed handshake, in words that help.
+pub fn in_words(error: io::Error) -> io::Error {
+    let text = error.to_string();
+    // What webpki calls a certificate of an authority that a server shows as its own.
+    match text.strip_suffix("Other(OtherError(CaUsedAsEndEntity))") {
+        Some(rest) => io::Error::other(format!("{rest}it signs itself, and is not in ca")),
+        None => error,
+    }
+}
+
+fn reading(file: &Path) -> String {
+    format!("reading the authorities in {}", file.display())
+}
+
+/// Takes what an authority in a file has signed; and what is in the file itself, as a
+/// certificate is that signs itself.
+#[derive(Debug)]
+struct Listed {
+    certificates: Vec<CertificateDer<'static>>,
+    others: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for Listed {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        stapled: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if self.certificates.contains(certificate) {
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        let others = &self.others;
+        others.verify_server_cert(certificate, chain, name, stapled, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.others
+            .verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.others
+            .verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.others.supported_verify_schemes()
+    }
 }
 
 /// Takes any certificate, but its key must be the one that was used.
