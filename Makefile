@@ -11,6 +11,7 @@ TARGET := $(ARCH)-unknown-linux-gnu
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/$(TARGET)/release/xdp-proxy
 MAX_BYTES := 10000000
 PREFIX ?= /usr/local
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 SPDX := SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -25,9 +26,10 @@ EXAMPLE := $(SHARE)/doc/xdp-proxy/xdp-proxy.toml
 BASH := $(SHARE)/bash-completion/completions/xdp-proxy
 ZSH := $(SHARE)/zsh/site-functions/_xdp-proxy
 FISH := $(SHARE)/fish/vendor_completions.d/xdp-proxy.fish
-INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH)
+UNIT := $(PREFIX)/lib/systemd/system/xdp-proxy@.service
+INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH) $(UNIT)
 
-.PHONY: help deps build install uninstall run curl bench guard down test fuzz test-kernels lint vmlinux clean
+.PHONY: help deps build install uninstall image run curl bench guard down test fuzz test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,20 +47,27 @@ build: ## build/xdp-proxy, one static file
 		echo "build/xdp-proxy has $$size bytes, more than $(MAX_BYTES)" >&2; exit 1; fi
 
 # The binary is built before, as who builds is rarely who may install.
-install: ## the binary, its manual page, completions and an example
+install: ## the binary, its manual page, completions, a unit of systemd, an example
 	@if ! [ -x build/xdp-proxy ]; then \
 		echo "build/xdp-proxy is not there: type 'make build' first" >&2; exit 1; fi
 	@install -D build/xdp-proxy "$(DESTDIR)$(PROGRAM)"
 	@install -D -m 644 dist/xdp-proxy.toml "$(DESTDIR)$(EXAMPLE)"
-	@mkdir -p $(foreach file,$(MANUAL) $(BASH) $(ZSH) $(FISH),"$(DESTDIR)$(dir $(file))")
+	@mkdir -p $(foreach file,$(MANUAL) $(BASH) $(ZSH) $(FISH) $(UNIT),"$(DESTDIR)$(dir $(file))")
 	@build/xdp-proxy manual >"$(DESTDIR)$(MANUAL)"
 	@build/xdp-proxy completions bash >"$(DESTDIR)$(BASH)"
 	@build/xdp-proxy completions zsh >"$(DESTDIR)$(ZSH)"
 	@build/xdp-proxy completions fish >"$(DESTDIR)$(FISH)"
+	@sed 's#@PROGRAM@#$(PROGRAM)#' dist/xdp-proxy@.service >"$(DESTDIR)$(UNIT)"
 
 uninstall: ## remove what `make install` has put there
 	@rm -f $(foreach file,$(INSTALLED),"$(DESTDIR)$(file)")
 	@rmdir "$(DESTDIR)$(dir $(EXAMPLE))" 2>/dev/null || true
+
+image: build ## an image with the binary alone: xdp-proxy:latest
+	@tar -c -C dist Dockerfile -C ../build xdp-proxy | docker build --quiet -t xdp-proxy -t xdp-proxy:$(VERSION) \
+		--label org.opencontainers.image.version=$(VERSION) \
+		--label org.opencontainers.image.revision=$$(git describe --always --abbrev=40 --dirty) - >/dev/null
+	@docker image ls xdp-proxy
 
 # A binary that was named is taken as it is.
 ifdef BINARY

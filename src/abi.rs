@@ -5,10 +5,10 @@
 
 #![allow(clippy::all, missing_docs, dead_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::service::{Health, Protocol, SOURCES_MAX, Scheduler, Service};
+use crate::service::{Health, Listen, ListenPorts, Protocol, SOURCES_MAX, Scheduler, Service};
 
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
@@ -18,6 +18,8 @@ pub use types::{
     service,
 };
 
+/// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
+pub const LAYOUT: u32 = 1;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).
@@ -161,6 +163,46 @@ pub fn service_entry(
         protocol: protocol_number(of.listen.protocol).into(),
         source,
     }
+}
+
+/// What a service listens on, whose VIP this is.
+pub fn listen_of(entry: &service, vip: IpAddr) -> Listen {
+    Listen {
+        vip,
+        ports: ListenPorts::new(entry.first_port, entry.last_port),
+        protocol: match entry.protocol {
+            17 => Protocol::Udp,
+            _ => Protocol::Tcp,
+        },
+    }
+}
+
+pub fn scheduler_of(entry: &service) -> Scheduler {
+    match types::scheduler(entry.scheduler.into()) {
+        types::scheduler::SCHEDULER_SOURCE_HASH => Scheduler::SourceHash,
+        types::scheduler::SCHEDULER_ROUND_ROBIN => Scheduler::RoundRobin,
+        types::scheduler::SCHEDULER_RANDOM => Scheduler::Random,
+        types::scheduler::SCHEDULER_LEAST_CONNECTIONS => Scheduler::LeastConnections,
+        _ => Scheduler::Maglev,
+    }
+}
+
+/// The address that [`address_words`] made the words of.
+pub fn address_from(words: [u32; 4], is_ipv4: bool) -> IpAddr {
+    let words = words.map(u32::from_be);
+    if is_ipv4 {
+        return Ipv4Addr::from(words[0]).into();
+    }
+    let bits = words
+        .iter()
+        .fold(0, |bits, word| bits << 32 | u128::from(*word));
+    Ipv6Addr::from(bits).into()
+}
+
+/// The address and port of a backend, which is of its VIP's family.
+pub fn address_of(entry: &backend, vip: IpAddr) -> (IpAddr, u16) {
+    let address = address_from(entry.address, vip.is_ipv4());
+    (address, u16::from_be(entry.port))
 }
 
 /// A VLAN tag as a frame carries it: tag protocol identifier and control information.

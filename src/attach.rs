@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Hook, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
@@ -18,11 +18,14 @@ use crate::vlan::Trunk;
 const PARTIAL_CHECKSUM_DRIVERS: [&str; 5] =
     ["virtio_net", "xen_netfront", "hv_netvsc", "vmxnet3", "ena"];
 
-/// The program on the interface; detached when dropped, at the latest.
+/// The program on the interface; detached when dropped, at the latest, unless it
+/// shall stay.
 pub struct Attachment {
     interface: Interface,
     program: Option<Held>,
     hook: Hook,
+    pins: Pins,
+    stays: bool,
 }
 
 struct Held {
@@ -30,28 +33,63 @@ struct Held {
     fd: OwnedFd,
 }
 
+impl Held {
+    fn of(datapath: &Datapath) -> Result<Held> {
+        Ok(Held {
+            id: datapath.program_id()?,
+            fd: datapath.program_fd()?,
+        })
+    }
+}
+
 impl Attachment {
     pub fn hook(&self) -> Hook {
         self.hook
+    }
+
+    /// The program stays attached when the daemon ends.
+    pub fn stay(&mut self) {
+        self.stays = true;
+    }
+
+    /// There is no way back to what was found.
+    pub fn settle(&mut self) {
+        self.pins
+            .keep(self.program.as_ref().map(|program| program.id));
+        self.stays = false;
     }
 
     /// Puts another datapath in the place of the one that is attached, in one step:
     /// no packet meets neither.
     pub fn replace(&mut self, datapath: &Datapath) -> Result<()> {
         let old = self.program.as_ref().context("nothing is attached")?;
-        let new = Held {
-            id: datapath.program_id()?,
-            fd: datapath.program_fd()?,
-        };
+        let new = Held::of(datapath)?;
+        self.pins.add(datapath);
         datapath::replace_fd(
             self.interface.index,
             new.fd.as_fd(),
             old.fd.as_fd(),
             self.hook,
         )
+        .inspect_err(|_| self.pins.keep(Some(old.id)))
         .with_context(|| format!("replacing the program on {}", self.interface.name))?;
+        self.pins.keep(Some(new.id));
         self.program = Some(new);
         Ok(())
+    }
+
+    /// Puts back what was found, in one step if it was at the same hook.
+    pub fn give_back(&mut self, found: &Found) -> Result<()> {
+        let (index, hook) = (self.interface.index, self.hook);
+        let Some(program) = self.program.take() else {
+            return Ok(());
+        };
+        self.pins.keep(Some(found.id));
+        if hook == found.hook {
+            return datapath::replace_fd(index, found.program(), program.fd.as_fd(), hook);
+        }
+        datapath::detach_fd(index, program.fd.as_fd(), hook)?;
+        datapath::attach_fd(index, found.program(), found.hook)
     }
 
     /// Whether the interface still has the program.
@@ -66,6 +104,7 @@ impl Attachment {
         let Some(program) = self.program.take() else {
             return Ok(());
         };
+        self.pins.keep(None);
         match datapath::attached(self.interface.index) {
             Ok(Some(now)) if now.id == program.id => {
                 datapath::detach_fd(self.interface.index, program.fd.as_fd(), self.hook)
@@ -85,26 +124,38 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         if let Err(error) = self.detach() {
             tracing::error!("{error:#}");
         }
     }
 }
 
-/// Loads the program for the first hook that takes it, and attaches it.
+/// Loads the program for the first hook that takes it, and attaches it: in the
+/// place of what was found there, whose flows and counts go on.
 ///
 /// # Errors
-/// A program that is not ours is there; the mode can't work on this interface.
+/// The mode can't work on this interface. What was found is as it was.
 pub async fn load_and_attach(
     config: &Config,
     tables: &Tables,
     interface: &Interface,
     trunk: &Trunk,
+    found: Option<&Found>,
 ) -> Result<(Datapath, Attachment)> {
-    own_program(interface)?;
     check_interface(config.mode, interface).await?;
-    let hooks = hooks(config.mode, interface);
-    let seed = tables::random_seed();
+    let hooks = match (hooks(config.mode, interface), found) {
+        (hooks, Some(found)) if hooks.contains(&found.hook) => vec![found.hook],
+        (hooks, _) => hooks,
+    };
+    let old = found.map(Found::maps).transpose()?;
+    let pins = Pins::of(interface.index)?;
+    let seed = match old {
+        Some(old) => old.notes()?.hash_seed,
+        None => tables::random_seed(),
+    };
     for (index, hook) in hooks.iter().enumerate() {
         let settings = Settings {
             hash_seed: seed,
@@ -114,32 +165,25 @@ pub async fn load_and_attach(
             tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
-        let attempt = Datapath::load(tables, &settings).and_then(|mut datapath| {
+        let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
             datapath.write_interface(interface.mac, interface.mtu)?;
-            // Asked again: an earlier attempt may have removed it.
-            put_on(
-                &datapath,
-                interface,
-                *hook,
-                own_program(interface)?.as_ref(),
-            )?;
+            pins.add(&datapath);
+            put_on(&datapath, interface, *hook, found)
+                .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
             Ok(datapath)
         });
         match attempt {
             Ok(datapath) => {
-                let program = Held {
-                    id: datapath.program_id()?,
-                    fd: datapath.program_fd()?,
+                let attachment = Attachment {
+                    program: Some(Held::of(&datapath)?),
+                    interface: interface.clone(),
+                    hook: *hook,
+                    pins,
+                    stays: found.is_some(),
                 };
-                let interface = interface.clone();
-                return Ok((
-                    datapath,
-                    Attachment {
-                        interface,
-                        program: Some(program),
-                        hook: *hook,
-                    },
-                ));
+
+                go_on(&datapath, old, tables)?;
+                return Ok((datapath, attachment));
             }
             Err(error) if index + 1 < hooks.len() => {
                 tracing::info!(
@@ -155,40 +199,87 @@ pub async fn load_and_attach(
     bail!("no mode to attach to {} in", interface.name)
 }
 
+/// A dead daemon may have left a look-up table behind its backends' state.
+fn go_on(datapath: &Datapath, old: Option<&Maps>, tables: &Tables) -> Result<()> {
+    let Some(old) = old else { return Ok(()) };
+    datapath.count_on(old, &tables.recycled)?;
+    for service in 0..tables.services.len() {
+        datapath.write_maglev(tables, service)?;
+    }
+    Ok(())
+}
+
+/// What a running daemon has handed over.
+///
+/// # Errors
+/// Its flows can't be taken over.
+pub fn receive(interface: &Interface, program: OwnedFd, maps: Vec<OwnedFd>) -> Result<Found> {
+    let doing = || {
+        format!(
+            "taking over from the daemon on {0}, which goes on (`xdp-proxy stop -i {0}` ends it \
+             and its flows)",
+            interface.name
+        )
+    };
+    let there = datapath::attached(interface.index)?;
+    let there = there
+        .context("its program is not attached")
+        .with_context(doing)?;
+    let found = Found::of(&there, program, maps).with_context(doing)?;
+    found.maps().with_context(doing)?;
+    Ok(found)
+}
+
 /// What a dead `xdp-proxy` left on the interface.
 ///
 /// # Errors
-/// A program that is not ours is there.
-fn own_program(interface: &Interface) -> Result<Option<Attached>> {
-    let there = datapath::attached(interface.index)?;
-    match there.as_ref().filter(|there| !there.is_ours()) {
-        Some(other) => bail!("{}", foreign(interface, other)),
-        None => Ok(there),
-    }
+/// A program that is not ours is there; or one whose flows can't be taken over.
+pub fn find(interface: &Interface) -> Result<Option<Found>> {
+    let Some(there) = datapath::attached(interface.index)? else {
+        return Ok(None);
+    };
+    let doing = || {
+        format!(
+            "taking over program {} on {1}, which an earlier run left (`xdp-proxy stop -i {1}` \
+             removes it and ends its flows)",
+            there.id, interface.name
+        )
+    };
+    let found = Found::open(interface.index, &there).with_context(doing)?;
+    let Some(found) = found else {
+        bail!("{}", foreign(interface, &there));
+    };
+    found.maps().with_context(doing)?;
+    Ok(Some(found))
 }
 
-/// Attaches, in the place of a program that a dead `xdp-proxy` left, if any.
+/// Attaches, in the place of what was found there, if anything.
 fn put_on(
     datapath: &Datapath,
     interface: &Interface,
     hook: Hook,
-    left: Option<&Attached>,
+    found: Option<&Found>,
 ) -> Result<()> {
-    match left {
-        Some(left) if left.hook == hook => {
-            tracing::info!(
-                "taking the place of program {}, which an earlier run left",
-                left.id
-            );
-            datapath.replace(interface.index, left)
-        }
-        Some(left) => {
-            tracing::info!("removing program {}, which an earlier run left", left.id);
-            datapath::detach(interface.index, left)?;
-            datapath.attach(interface.index, hook)
-        }
-        None => datapath.attach(interface.index, hook),
+    let Some(found) = found else {
+        return datapath.attach(interface.index, hook);
+    };
+    let program = datapath.program_fd()?;
+    if found.hook == hook {
+        return datapath::replace_fd(interface.index, program.as_fd(), found.program(), hook);
     }
+    tracing::warn!(
+        "{}: from {} to {} mode: flows are kept, but packets that come in between go to the host, \
+         which may reset them",
+        interface.name,
+        found.hook.name(),
+        hook.name()
+    );
+    datapath::detach_fd(interface.index, found.program(), found.hook)?;
+    datapath.attach(interface.index, hook).inspect_err(|_| {
+        if let Err(error) = datapath::attach_fd(interface.index, found.program(), found.hook) {
+            tracing::error!("putting program {} back: {error:#}", found.id);
+        }
+    })
 }
 
 /// The hooks to try, in order.

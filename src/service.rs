@@ -241,7 +241,7 @@ impl Timeouts {
 }
 
 /// A set of ports: sorted, disjoint, non-adjacent, non-empty ranges within 1 to 65535.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRanges(Vec<RangeInclusive<u16>>);
 
 impl PortRanges {

@@ -121,6 +121,19 @@ impl From<backend_counters> for BackendCounters {
     }
 }
 
+impl From<BackendCounters> for backend_counters {
+    fn from(all: BackendCounters) -> backend_counters {
+        backend_counters {
+            forwarded_packets: all.forwarded_packets,
+            forwarded_bytes: all.forwarded_bytes,
+            returned_packets: all.returned_packets,
+            returned_bytes: all.returned_bytes,
+            flows_begun: all.flows_begun,
+            flows_ended: all.flows_ended,
+        }
+    }
+}
+
 impl Counters {
     /// Packets with one outcome.
     pub fn of(&self, code: OutcomeCode) -> u64 {

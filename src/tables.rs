@@ -4,6 +4,7 @@
 
 mod condition;
 mod listeners;
+mod notes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -11,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::abi;
 use crate::maglev::{self, Member};
@@ -19,9 +21,11 @@ use crate::service::{
 };
 pub use condition::Condition;
 pub use listeners::Listeners;
+pub use notes::Notes;
 
 /// Whether an index stands for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Tenure {
     Configured,
     /// No longer configured, but flows of it were left at the last reload.
@@ -33,6 +37,7 @@ pub enum Tenure {
 /// A service as the datapath knows it.
 #[derive(Clone, Debug)]
 pub struct ServiceTable {
+    pub name: String,
     pub listen: Listen,
     pub scheduler: Scheduler,
     pub policy: Policy,
@@ -256,6 +261,7 @@ impl Tables {
 
     fn put_service(&mut self, index: usize, number: usize, service: &Service) {
         let table = ServiceTable {
+            name: service.name.clone(),
             listen: service.listen,
             scheduler: service.scheduler,
             policy: service.policy,

@@ -89,7 +89,9 @@ fn every_toml_block_is_a_valid_configuration() {
 
 #[test]
 fn every_file_that_is_named_exists() {
-    const FOLDERS: [&str; 6] = ["src/", "lab/", "docs/", "tests/", "vmlinux/", "benches/"];
+    const FOLDERS: [&str; 7] = [
+        "src/", "lab/", "dist/", "docs/", "tests/", "vmlinux/", "benches/",
+    ];
     for (page, text) in pages() {
         for name in code(&text) {
             let file = name.split(' ').next().unwrap_or_default();

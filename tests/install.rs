@@ -103,6 +103,7 @@ fn install_puts_everything_under_the_prefix_and_uninstall_removes_it() {
     assert!(output.status.success(), "{output:?}");
     let files = [
         "opt/lb/bin/xdp-proxy",
+        "opt/lb/lib/systemd/system/xdp-proxy@.service",
         "opt/lb/share/bash-completion/completions/xdp-proxy",
         "opt/lb/share/doc/xdp-proxy/xdp-proxy.toml",
         "opt/lb/share/fish/vendor_completions.d/xdp-proxy.fish",
@@ -119,6 +120,53 @@ fn install_puts_everything_under_the_prefix_and_uninstall_removes_it() {
     assert!(place.make("uninstall", &settings).status.success());
     assert_eq!(place.files(), [""; 0]);
     assert!(!place.file("opt/lb/share/doc/xdp-proxy").exists());
+}
+
+/// An exposure from 0 to 10; what is left is the network, which it is for.
+const EXPOSURE_MAX: f32 = 2.0;
+
+#[test]
+fn systemd_takes_the_unit_and_finds_it_hardened() {
+    if !is_there("systemd-analyze") {
+        eprintln!("SKIPPED the unit by systemd-analyze: it is not there");
+        return;
+    }
+    let place = Place::new("unit");
+    let prefix = place.file("opt");
+    let prefix = format!("PREFIX={}", prefix.display());
+    let output = place.make("install", &[&prefix, "DESTDIR="]);
+    assert!(output.status.success(), "{output:?}");
+    let folder = place.file("opt/lib/systemd/system");
+    let unit = folder.join("xdp-proxy@eth0.service");
+    std::os::unix::fs::symlink("xdp-proxy@.service", &unit).unwrap();
+    let text = fs::read_to_string(&unit).unwrap();
+    assert!(!text.contains("@PROGRAM@"), "{text}");
+    for key in ["ExecStart", "ExecReload"] {
+        let path = format!("\n{key}={}/bin/xdp-proxy ", place.file("opt").display());
+        assert!(text.contains(&path), "{text}");
+    }
+    // It has words for whatever it does not know.
+    let verify = ["verify", "--man=no"].map(OsStr::new);
+    let words = printed(
+        "systemd-analyze",
+        verify.into_iter().chain([unit.as_os_str()]),
+        &[],
+    );
+    assert_eq!(words, "");
+    let security = ["security", "--offline=true", "--no-pager"].map(OsStr::new);
+    let security = printed(
+        "systemd-analyze",
+        security.into_iter().chain([unit.as_os_str()]),
+        &[],
+    );
+    let overall = security.lines().find_map(|line| {
+        let level = line.split_once(".service: ")?.1;
+        level.split(' ').next()?.parse::<f32>().ok()
+    });
+    assert!(
+        overall.is_some_and(|level| level <= EXPOSURE_MAX),
+        "{security}"
+    );
 }
 
 #[test]

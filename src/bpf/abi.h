@@ -41,6 +41,13 @@
 #define IP_DF 0x4000
 #define IP_OFFSET 0x1fff
 
+/*
+ * The layout of what a later program finds in the maps: raised whenever a struct
+ * of this file, a map or a hash over them changes. Maps of another layout are
+ * never taken over.
+ */
+#define LAYOUT 1
+
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
 #define PORTS 65536 /* slots of one source address */

@@ -41,7 +41,8 @@ const volatile __u8 handles_vlan = 0;
 const volatile __u8 tags_may_hide = 0;
 /* Jiffies that the decision on a first fragment is kept for the others. */
 const volatile __u32 fragment_life = 0;
-const volatile __u32 cpus = 1; /* CPUs that there can be */
+const volatile __u32 cpus = 1;	      /* CPUs that there can be */
+const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
@@ -172,5 +173,21 @@ struct {
 	__type(key, __u32);
 	__type(value, struct backend_counters);
 } backend_counters SEC(".maps");
+
+/* Of userspace, for the next daemon: what was counted in maps of before. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
+	__type(value, struct backend_counters);
+} earlier SEC(".maps");
+
+/* The same: what the other maps do not tell, as JSON. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32)); /* set at load */
+} notes SEC(".maps");
 
 #endif /* __XDP_PROXY_MAPS_H__ */

@@ -6,98 +6,36 @@ mod drain;
 mod reload;
 mod report;
 mod routes;
+mod start;
 mod update;
+
+pub use start::{Manner, run};
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::attach::{self, Attachment};
+use crate::attach::Attachment;
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
-use crate::datapath::{self, Datapath};
-use crate::health::{self, Checks};
+use crate::datapath::Datapath;
+use crate::health::Checks;
 use crate::manager::{self, Watchdog};
 use crate::neighbour::{Interface, Neighbours};
-use crate::privilege;
-use crate::service::{Config, Health};
-use crate::tables::{Path, ServiceTable, Tables, Tenure};
+use crate::service::Config;
+use crate::tables::{ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
-use routes::{backend_addresses, choose_interface, held_vip, path_of, reach_of, vips};
 use update::now_s;
 
-/// How long the start waits for neighbours to answer.
+/// How long a start or a reload waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
 /// How long it waits for what checks say of backends first.
 const CHECKS_DEADLINE: Duration = Duration::from_millis(500);
+/// How long another daemon may take to take over.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
 /// How often flows whose time is over are ended in silence.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Serves the configuration, which `input` describes, until SIGINT, SIGTERM or `stop`.
-///
-/// # Errors
-/// What kept it from serving; nothing is left attached then.
-pub async fn run(input: Input, config: Config) -> Result<()> {
-    privilege::check()?;
-    let interface = choose_interface(&config).await?;
-    let control = Control::listen(&interface.name)?;
-    let signals = Signals::new()?;
-    let plan = health::Plan::new(&config)?;
-    let mut neighbours =
-        Neighbours::follow(&interface, backend_addresses(&config), vips(&config)).await?;
-    let checks = Checks::begin(plan, |_| Health::Unknown);
-    tokio::join!(
-        neighbours.settle(SETTLE_DEADLINE),
-        checks.settle(CHECKS_DEADLINE)
-    );
-
-    let trunk = Trunk::look(&interface).await?;
-    let default_source = held_vip(&config, &interface).await?;
-    let mut tables = Tables::new(&config, datapath::tick()?, |address| {
-        let path = path_of(reach_of(&neighbours, &trunk, address));
-        Path {
-            source: path.source.or(default_source),
-            ..path
-        }
-    })?;
-    tables.set_held(&neighbours.held());
-    tables.take_health(now_s()?, |target| checks.health(target));
-    tables.drain(now_s()?);
-    let (datapath, attachment) =
-        attach::load_and_attach(&config, &tables, &interface, &trunk).await?;
-    let mut daemon = Daemon {
-        started: Instant::now(),
-        program_id: datapath.program_id()?,
-        input,
-        config,
-        tables,
-        datapath,
-        interface,
-        trunk,
-        neighbours,
-        checks,
-        attachment,
-    };
-    daemon.report_foreign_sources().await?;
-    daemon.report_unreachable();
-    daemon.report_vlan_faults().await?;
-    privilege::limit()?;
-    daemon.report_unreadable();
-    daemon.announce()?;
-    let stopped = daemon.serve(control, signals).await?;
-    manager::stopping();
-    let detached = daemon.attachment.detach();
-    if let Some(caller) = stopped {
-        let response = match &detached {
-            Ok(()) => Response::Stopped,
-            Err(error) => Response::Error(format!("{error:#}")),
-        };
-        drop(daemon);
-        caller.answer_and_wait(response).await;
-    }
-    detached
-}
 
 struct Signals {
     interrupt: Signal,
@@ -116,6 +54,14 @@ impl Signals {
     }
 }
 
+/// Why the daemon ends.
+enum End {
+    Signal,
+    Stop(Caller),
+    /// Another one has its program in the place of ours.
+    TakenOver,
+}
+
 struct Daemon {
     started: Instant,
     program_id: u32,
@@ -132,19 +78,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Returns who asked for the end, if it was a client of the control socket.
-    async fn serve(
-        &mut self,
-        mut control: Control,
-        mut signals: Signals,
-    ) -> Result<Option<Caller>> {
+    async fn serve(&mut self, mut control: Control, mut signals: Signals) -> Result<End> {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::as_asked();
         loop {
             tokio::select! {
-                _ = signals.interrupt.recv() => return Ok(None),
-                _ = signals.terminate.recv() => return Ok(None),
+                _ = signals.interrupt.recv() => return Ok(End::Signal),
+                _ = signals.terminate.recv() => return Ok(End::Signal),
                 _ = signals.hangup.recv() => drop(self.reload().await),
                 changed = self.neighbours.changed() => {
                     changed.with_context(|| format!("serving on {}", self.interface.name))?;
@@ -152,7 +93,12 @@ impl Daemon {
                 }
                 () = self.checks.changed() => self.apply(|_| ())?,
                 Some((request, caller)) = control.call() => match request {
-                    Request::Stop => return Ok(Some(caller)),
+                    Request::Stop => return Ok(End::Stop(caller)),
+                    Request::TakeOver => {
+                        if self.hand_over(&mut control, caller).await? {
+                            return Ok(End::TakenOver);
+                        }
+                    }
                     Request::Reload => {
                         let response = match self.reload().await {
                             Ok(change) => Response::Reloaded(change),
@@ -192,6 +138,22 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Hands everything over and waits. Returns whether another program has taken the
+    /// place of ours; else this daemon goes on, and so do the maps.
+    async fn hand_over(&self, control: &mut Control, caller: Caller) -> Result<bool> {
+        tracing::info!("{}: another xdp-proxy takes over", self.interface.name);
+        let mut descriptors = vec![control.pause()?, self.datapath.program_fd()?];
+        descriptors.extend(self.datapath.descriptors()?);
+        // Meanwhile nobody else writes to the maps.
+        let _ = tokio::time::timeout(HAND_OVER_DEADLINE, caller.hand_over(descriptors)).await;
+        if !self.attachment.holds()? {
+            return Ok(true);
+        }
+        tracing::warn!("{}: it did not, and this one goes on", self.interface.name);
+        control.go_on()?;
+        Ok(false)
     }
 
     /// The indexes of the backends of the service at a place of the configuration.

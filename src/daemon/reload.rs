@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use nix::unistd::{AccessFlags, access};
 
-use super::routes::{backend_addresses, path_of, reach_of, vips};
+use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
 use super::update::now_s;
 use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
@@ -17,7 +17,6 @@ use crate::health::{Plan, Target};
 use crate::manager;
 use crate::neighbour::Neighbours;
 use crate::service::{Config, Listen};
-use crate::tables::Tenure;
 use crate::vlan::Trunk;
 
 impl Daemon {
@@ -71,11 +70,8 @@ impl Daemon {
 
         let counters = self.datapath.counters(self.tables.backends.len())?;
         let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
-        let leaving = self.tables.backends.iter().zip(1..);
-        let leaving = leaving
-            .filter(|(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index));
         let mut addresses = backend_addresses(&config);
-        addresses.extend(leaving.map(|(backend, _)| backend.backend.address.ip()));
+        addresses.extend(addresses_with_flows(&self.tables, has_flows));
         let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
         let known = |target: &Target| self.checks.health(target).unwrap_or_default();
         let checks = self.checks.followed_by(plan, known);
@@ -98,7 +94,7 @@ impl Daemon {
         let interface = neighbours.interface();
         datapath.write_interface(interface.mac, interface.mtu)?;
         self.attachment.replace(&datapath)?;
-        datapath.count_on(&self.datapath)?;
+        datapath.count_on(&self.datapath, &tables.recycled)?;
         let change = difference(&self.config, &config);
         self.program_id = datapath.program_id()?;
         self.datapath = datapath;

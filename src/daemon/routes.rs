@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::abi;
 use crate::neighbour::{self, Interface, Neighbours, Reach};
 use crate::service::Config;
-use crate::tables::Path;
+use crate::tables::{Path, Tables, Tenure};
 use crate::vlan::Trunk;
 
 /// The configured interface, else the one that holds a VIP, else the one that
@@ -57,6 +57,17 @@ pub(super) fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
     services
         .flat_map(|service| service.backends.iter().map(|backend| backend.address.ip()))
         .collect()
+}
+
+/// Of backends whose flows live on, configured or not.
+pub(super) fn addresses_with_flows(
+    tables: &Tables,
+    has_flows: impl Fn(usize) -> bool,
+) -> impl Iterator<Item = IpAddr> {
+    let backends = tables.backends.iter().zip(1..);
+    backends
+        .filter(move |(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index))
+        .map(|(backend, _)| backend.backend.address.ip())
 }
 
 pub(super) fn vips(config: &Config) -> BTreeSet<IpAddr> {

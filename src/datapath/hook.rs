@@ -2,12 +2,12 @@
 //! The kernel's hooks for XDP: what is attached to an interface, and how it is
 //! put there, replaced and taken away.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Program, ProgramHandle, XdpFlags};
 
-use super::words::explain;
+use super::words::{explain, take_libbpf_words};
 use crate::abi;
 
 /// How a program is attached: the kernel's three hooks.
@@ -76,19 +76,25 @@ pub fn attached(interface: u32) -> Result<Option<Attached>> {
     Ok(Some(Attached { id, name, hook }))
 }
 
-/// Detaches a program, if it is still the one that is attached.
-pub fn detach(interface: u32, program: &Attached) -> Result<()> {
-    detach_fd(interface, open_program(program)?.as_fd(), program.hook)
+/// Attaches to an interface that has no program.
+///
+/// # Errors
+/// The kernel's word, as text: the driver can't, or a program is there.
+pub fn attach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> {
+    take_libbpf_words();
+    libbpf_rs::Xdp::new(program)
+        .attach(interface as i32, hook.flags() | XdpFlags::UPDATE_IF_NOEXIST)
+        .map_err(|error| explain(&error))
 }
 
-/// The same for a program that this process holds.
+/// Detaches a program, if it is still the one that is attached.
 pub fn detach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> {
-    attach_fd(interface, None, program, hook)
+    put_in_place(interface, None, program, hook)
 }
 
 /// Puts a program in the place of another one in one step.
 pub fn replace_fd(interface: u32, new: BorrowedFd, old: BorrowedFd, hook: Hook) -> Result<()> {
-    attach_fd(interface, Some(new), old, hook)
+    put_in_place(interface, Some(new), old, hook)
 }
 
 pub(super) fn open_program(program: &Attached) -> Result<OwnedFd> {
@@ -97,7 +103,7 @@ pub(super) fn open_program(program: &Attached) -> Result<OwnedFd> {
 }
 
 /// Puts `new` (or nothing) in the place of `old`, or fails if that is not there.
-pub(super) fn attach_fd(
+fn put_in_place(
     interface: u32,
     new: Option<BorrowedFd>,
     old: BorrowedFd,

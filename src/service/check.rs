@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What a backend is asked, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
@@ -91,7 +93,7 @@ impl fmt::Display for StatusCodes {
 }
 
 /// What becomes of flows whose backend can't serve them any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     pub on_failure: OnFailure,
     pub all_down: AllDown,
@@ -100,7 +102,7 @@ pub struct Policy {
 }
 
 /// What becomes of the flows of a backend that is down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnFailure {
     /// They end with the client's next packet: TCP by a RST, UDP begins anew elsewhere.
     #[default]
@@ -109,7 +111,7 @@ pub enum OnFailure {
 }
 
 /// Where new flows go when every backend is down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AllDown {
     /// Nowhere: the client is told.
     #[default]

@@ -2,6 +2,7 @@
 //! What is known of a backend beside the path to it: its health, and whether it
 //! drains. What follows for the flows it has and for new ones.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{BackendTable, Tables, Tenure};
@@ -71,6 +72,18 @@ impl Tables {
         // TCP would send again what was lost until the neighbour is back.
         let silent = service.listen.protocol == Protocol::Udp && !table.path.alive;
         failed || silent || table.condition.drain_is_over
+    }
+
+    /// What is known of the configured backends' health.
+    pub fn health(&self) -> HashMap<Target, Health> {
+        let tables = self.backends.iter();
+        let configured = tables.filter(|table| table.tenure == Tenure::Configured);
+        configured
+            .map(|table| {
+                let listen = self.services[table.service].listen;
+                ((listen, table.backend.address), table.condition.health)
+            })
+            .collect()
     }
 
     /// Takes in what checks say of the configured backends; `None`: one is not checked.

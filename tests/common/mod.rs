@@ -15,6 +15,7 @@ pub mod frames;
 pub mod http;
 pub mod icmp;
 pub mod lab;
+pub mod load;
 pub mod random;
 pub mod rig;
 pub mod served;

@@ -4,6 +4,8 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use super::health::{balance, is, services};
 use super::lab;
 use crate::common::http::{self, Connection};
@@ -149,6 +151,49 @@ fn weight_0_drains_and_a_drain_by_command_outlives_a_reload() {
         drop(opened_to_http1(1));
     });
     balancer.end();
+}
+
+#[test]
+fn health_and_drain_outlive_the_daemon() {
+    let Some(lab) = lab("health_and_drain_outlive_the_daemon") else {
+        return;
+    };
+    let text = services(&[(80, "drain_timeout = '6s'")])
+        + "[[service]]\nlisten = '10.0.0.5:81'\nhealth = { type = 'tcp', port = 9, rise = 100 }\n\
+           backend = [{ address = '10.0.0.3:80' }]\n";
+    let balancer = balance(&lab, &text);
+    lab.within("client", || {
+        let mut connection = opened_to_http1(1).remove(0);
+        xdp_proxy(&lab, "drain 10.0.0.2");
+        let drained = Instant::now();
+        std::thread::sleep(Duration::from_secs(2));
+        balancer.signal(Signal::SIGKILL);
+        balancer.wait();
+        let balancer = balance(&lab, &text);
+        assert!(
+            balancer.ready.contains("-> 1 of 2 backends"),
+            "{}",
+            balancer.ready
+        );
+        let status = lab.status();
+        assert!(is(&status, 0, 0, "draining"));
+        let since = &status["services"][0]["backends"][0]["draining_for_seconds"];
+        assert!(since.as_u64().unwrap() >= 2, "{status:#}");
+        let health = &status["services"][1]["backends"][0]["health"];
+        assert_eq!(health["state"], "down");
+        assert!(health["for_seconds"].as_u64().unwrap() >= 2, "{status:#}");
+        assert_eq!(connection.host().unwrap(), "http1");
+        // Its time goes on, too.
+        let error = loop {
+            std::thread::sleep(Duration::from_millis(50));
+            if let Err(error) = connection.host() {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert!(drained.elapsed() < Duration::from_secs(9));
+        balancer.end();
+    });
 }
 
 #[test]

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The maps of a datapath, of this process or of another one, by their names:
+//! typed access to what they hold.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+
+use super::map::Map;
+use crate::abi::{self, types};
+use crate::stats::{BackendCounters, Counters};
+use crate::tables::{Notes, Tables};
+
+/// The kernel cuts names to so many characters.
+const NAME_CHARACTERS: usize = 15;
+
+/// The maps of one program.
+pub struct Maps {
+    all: Vec<Map>,
+}
+
+impl Maps {
+    pub(super) fn new(all: Vec<Map>) -> Maps {
+        Maps { all }
+    }
+
+    /// Those that a program uses.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN.
+    pub(super) fn of_program(id: u32) -> Result<Maps> {
+        let options = ProgInfoQueryOptions::default().include_map_ids(true);
+        let program = ProgInfoIter::with_query_opts(options)
+            .find(|program| program.id == id)
+            .with_context(|| format!("asking for the maps of program {id}"))?;
+        let all: Result<_> = program.map_ids.into_iter().map(Map::from_id).collect();
+        Ok(Maps { all: all? })
+    }
+
+    pub(super) fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
+        let all: Result<_> = all.into_iter().map(Map::new).collect();
+        Ok(Maps { all: all? })
+    }
+
+    /// One of each map.
+    pub fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        let all = self.all.iter();
+        all.map(|map| map.as_fd().try_clone_to_owned())
+            .collect::<Result<_, _>>()
+            .context("holding the maps")
+    }
+
+    /// Lets a program hold what only userspace uses.
+    pub(super) fn bind(&self, program: BorrowedFd, names: &[&str]) -> Result<()> {
+        for name in names {
+            let map = self.named(name)?;
+            // SAFETY: both descriptors live across the call; no options.
+            let error = unsafe {
+                libbpf_sys::bpf_prog_bind_map(
+                    program.as_raw_fd(),
+                    map.as_fd().as_raw_fd(),
+                    std::ptr::null(),
+                )
+            };
+            if error != 0 {
+                return Err(std::io::Error::from_raw_os_error(-error))
+                    .with_context(|| format!("binding the map {name:?} to the program"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn named(&self, name: &str) -> Result<&Map> {
+        let cut = &name[..name.len().min(NAME_CHARACTERS)];
+        let mut all = self.all.iter();
+        all.find(|map| map.name() == cut)
+            .with_context(|| format!("the program has no map {name:?}"))
+    }
+
+    pub(super) fn all(&self) -> &[Map] {
+        &self.all
+    }
+
+    /// Both have one and the same map of this name.
+    pub(super) fn share(&self, other: &Maps, name: &str) -> bool {
+        let id = |maps: &Maps| maps.named(name).ok().map(|map| map.id);
+        id(self) == id(other)
+    }
+
+    fn entries(&self, name: &str) -> Result<usize> {
+        Ok(self.named(name)?.max_entries as usize)
+    }
+
+    /// Source addresses that there is room for.
+    pub fn sources(&self) -> Result<usize> {
+        self.entries("ports")
+    }
+
+    /// Backends that there is room for.
+    pub fn backends(&self) -> Result<usize> {
+        Ok(self.entries("backends")? - 1)
+    }
+
+    pub(super) fn buckets(&self) -> Result<usize> {
+        self.entries("buckets")
+    }
+
+    /// What the daemon that loaded the program has noted.
+    ///
+    /// # Errors
+    /// It is of another version.
+    pub fn notes(&self) -> Result<Notes> {
+        let bytes = self.named("notes")?.lookup(0)?;
+        serde_json::from_slice(&bytes).context("reading the notes of another version")
+    }
+
+    pub(super) fn write_notes(&self, notes: &[u8]) -> Result<()> {
+        self.named("notes")?.update(0, notes)
+    }
+
+    /// What the maps hold, as tables.
+    pub fn tables(&self) -> Result<Tables> {
+        let notes = self.notes()?;
+        let mut services = Vec::with_capacity(notes.services.len());
+        for index in 0..notes.services.len() {
+            services.push(self.named("services")?.get(index as u32)?);
+        }
+        let mut backends = Vec::with_capacity(self.backends()?);
+        for index in 1..=self.backends()? {
+            backends.push(self.named("backends")?.get(index as u32)?);
+        }
+        Tables::recovered(&notes, &services, &backends)
+    }
+
+    /// Writes the place `place` of the addresses.
+    pub fn write_address(&self, tables: &Tables, place: usize) -> Result<()> {
+        let entry = &tables.addresses[place];
+        self.named("addresses")?.put(place as u32, entry)
+    }
+
+    /// Writes the record of backend `index` (from 1).
+    pub fn write_backend(&self, tables: &Tables, index: usize) -> Result<()> {
+        let entry = tables.backend_entry(index);
+        self.named("backends")?.put(index as u32, &entry)
+    }
+
+    /// Writes the look-up table of service `index`.
+    pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
+        let mut bytes: Vec<u8> = tables
+            .maglev(index)
+            .iter()
+            .flat_map(|entry| entry.to_ne_bytes())
+            .collect();
+        bytes.resize(size_of::<types::maglev>(), 0);
+        let place = tables.services[index].entry.maglev;
+        self.named("maglevs")?.update(place, &bytes)?;
+        self.write_service(tables, index)
+    }
+
+    pub(super) fn write_service(&self, tables: &Tables, index: usize) -> Result<()> {
+        let entry = tables.service_entry(index);
+        self.named("services")?.put(index as u32, &entry)
+    }
+
+    /// Counts a backend's index from zero: another backend has it now.
+    pub(super) fn clear_counters(&self, index: usize) -> Result<()> {
+        for name in ["backend_counters", "earlier", "loads"] {
+            self.named(name)?.clear(index as u32)?;
+        }
+        Ok(())
+    }
+
+    /// The counters of all CPUs added up; `backends` as many as were loaded.
+    pub fn counters(&self, backends: usize) -> Result<Counters> {
+        let mut counters = Counters::default();
+        let outcomes = self.named("outcome_counters")?;
+        for (counter, index) in counters.outcomes.iter_mut().zip(0u32..) {
+            *counter = outcomes.per_cpu::<u64>(index)?.iter().sum();
+        }
+        let of_cpus = self.named("backend_counters")?;
+        let earlier = self.named("earlier")?;
+        for index in 1..=backends as u32 {
+            let mut total = BackendCounters::from(earlier.get::<types::backend_counters>(index)?);
+            for cpu in of_cpus.per_cpu::<types::backend_counters>(index)? {
+                total.add(&cpu.into());
+            }
+            counters.backends.push(total);
+        }
+        Ok(counters)
+    }
+
+    /// Goes on with the counts of the maps whose place these have taken, but for
+    /// backends whose indexes stood for others before.
+    pub fn count_on(&self, old: &Maps, recycled: &[usize]) -> Result<()> {
+        if self.share(old, "backend_counters") {
+            return Ok(());
+        }
+        let counters = old.counters(old.backends()?.min(self.backends()?))?;
+        for (counters, index) in counters.backends.into_iter().zip(1..) {
+            if !recycled.contains(&index) {
+                let counters = types::backend_counters::from(counters);
+                self.named("earlier")?.put(index as u32, &counters)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The record in a slot (source index and port).
+    pub fn flow(&self, source: usize, port: u16) -> Result<types::flow> {
+        let slot = (source as u32) << abi::PORT_BITS | u32::from(port);
+        self.named("flows")?.get(slot)
+    }
+
+    /// The ports of a source address that wait for use, the next one first.
+    pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let queue = self.ports(source)?;
+        let waiting = queue.tail.wrapping_sub(queue.head);
+        Ok((0..waiting)
+            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
+            .collect())
+    }
+
+    /// How many flows from a source address no client has confirmed yet, and how
+    /// many of them made room for others so far.
+    pub fn unconfirmed(&self, source: usize) -> Result<(u32, u64)> {
+        let queue = self.ports(source)?;
+        Ok((queue.unconfirmed, queue.evicted))
+    }
+
+    fn ports(&self, source: usize) -> Result<Box<types::ports>> {
+        let bytes = self.named("ports")?.lookup(source as u32)?;
+        let mut queue = super::port_queue(&[]);
+        plain::copy_from_bytes(&mut *queue, &bytes)
+            .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
+        Ok(queue)
+    }
+
+    /// The slots that a bucket of the flow table names.
+    pub fn bucket(&self, index: usize) -> Result<Vec<u32>> {
+        let bucket: types::bucket = self.named("buckets")?.get(index as u32)?;
+        let used = bucket.entry.iter().filter(|entry| **entry != 0);
+        Ok(used.map(|entry| entry & abi::SLOT_MASK).collect())
+    }
+
+    /// # Errors
+    /// Another version laid the maps out.
+    pub(super) fn check_layout(&self, layout: u32) -> Result<()> {
+        /// What the notes of every version tell.
+        #[derive(serde::Deserialize)]
+        struct Least {
+            layout: u32,
+        }
+        let bytes = self.named("notes").and_then(|map| map.lookup(0));
+        let least = bytes.and_then(|bytes| Ok(serde_json::from_slice::<Least>(&bytes)?));
+        let theirs = least.map_or(0, |least| least.layout);
+        ensure!(
+            theirs == layout,
+            "its maps are of layout {theirs}, and this version's of {layout}"
+        );
+        Ok(())
+    }
+}
