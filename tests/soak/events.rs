@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What is done to the load balancer while it serves: servers are killed and come
+//! back, backends are drained, the file changes, the daemon is killed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::HOSTS;
+use crate::common::lab::{BINARY, Balancer, LB, Lab};
+use crate::common::random::Random;
+use crate::ledger::{Outage, Span};
+use crate::memory::Memory;
+use crate::traffic::Traffic;
+
+/// Pauses between two events, in milliseconds.
+const PAUSE_MS: (usize, usize) = (300, 1500);
+/// How long a server is dead, and a backend drained, in milliseconds.
+const AWAY_MS: (usize, usize) = (1500, 5000);
+/// How long no daemon runs, in milliseconds.
+const DEAD_MS: (usize, usize) = (0, 1000);
+const CHECK_INTERVAL: Duration = Duration::from_millis(400);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(400);
+const FALL: u32 = 2;
+/// What a busy machine may add.
+const SLACK: Duration = Duration::from_millis(600);
+
+/// A server that is dead is known to be, and gets no new connection, after so long.
+pub fn detection() -> Duration {
+    FALL * CHECK_INTERVAL + CHECK_TIMEOUT + SLACK + Duration::from_secs(5)
+}
+
+pub struct Events<'a> {
+    lab: &'a Lab,
+    traffic: &'a Traffic,
+    random: Random,
+    balancer: Option<Balancer<'a>>,
+    file: String,
+    /// The backend whose server is dead, and when it comes back.
+    dead: Option<(&'static str, Instant)>,
+    drained: Option<(&'static str, Instant)>,
+    pub counts: BTreeMap<&'static str, usize>,
+    /// From the start of a daemon after a kill to "ready".
+    pub slowest_start: Duration,
+    /// After each reload of the daemon that runs.
+    pub memory: Vec<Memory>,
+}
+
+impl<'a> Events<'a> {
+    pub fn begin(lab: &'a Lab, traffic: &'a Traffic, seed: u64) -> Events<'a> {
+        let mut events = Events {
+            lab,
+            traffic,
+            random: Random(seed),
+            balancer: None,
+            file: String::new(),
+            dead: None,
+            drained: None,
+            counts: BTreeMap::new(),
+            slowest_start: Duration::ZERO,
+            memory: Vec::new(),
+        };
+        events.file = events.write_file();
+        events.start();
+        events
+    }
+
+    /// Lets things happen until then; with `kills`, the daemon is killed as well.
+    pub fn until(&mut self, end: Instant, kills: bool) {
+        while Instant::now() < end {
+            self.pause(PAUSE_MS);
+            self.come_back(false);
+            match self.random.below(if kills { 8 } else { 6 }) {
+                0 | 1 if self.dead.is_none() => self.kill_server(),
+                2 if false => self.drain(),
+                6 | 7 => self.kill_daemon(),
+                _ => self.reload(),
+            }
+        }
+    }
+
+    /// Everything is as at the beginning again.
+    pub fn settle(&mut self) {
+        self.come_back(true);
+        self.reload();
+    }
+
+    pub fn end(mut self) {
+        self.balancer().end();
+    }
+
+    pub fn balancer(&mut self) -> Balancer<'a> {
+        self.balancer.take().expect("a daemon runs")
+    }
+
+    fn count(&mut self, event: &'static str) {
+        *self.counts.entry(event).or_default() += 1;
+    }
+
+    fn pause(&mut self, (from, to): (usize, usize)) {
+        let pause = from + self.random.below(to - from);
+        std::thread::sleep(Duration::from_millis(pause as u64));
+    }
+
+    fn pick(&mut self) -> (&'static str, Instant) {
+        let host = HOSTS[self.random.below(HOSTS.len())];
+        let away = AWAY_MS.0 + self.random.below(AWAY_MS.1 - AWAY_MS.0);
+        (host, Instant::now() + Duration::from_millis(away as u64))
+    }
+
+    fn start(&mut self) {
+        let balancer = self.lab.balance(&format!("-c {}", self.file));
+        self.balancer = Some(balancer);
+        self.memory.clear();
+    }
+
+    fn kill_daemon(&mut self) {
+        self.count("kills");
+        let balancer = self.balancer();
+        let from = Instant::now();
+        balancer.signal(Signal::SIGKILL);
+        balancer.wait();
+        let gap = Span::since(from);
+        self.traffic.ledger().without_daemon.push(gap);
+        self.pause(DEAD_MS);
+        let start = Instant::now();
+        self.start();
+        self.slowest_start = self.slowest_start.max(start.elapsed());
+        let mut ledger = self.traffic.ledger();
+        let gap = ledger.without_daemon.last_mut().expect("it was pushed");
+        gap.until = Some(Instant::now());
+    }
+
+    fn kill_server(&mut self) {
+        self.count("dead servers");
+        let (host, until) = self.pick();
+        let outage = Outage {
+            backend: host.to_owned(),
+            span: Span::since(Instant::now()),
+        };
+        self.traffic.ledger().outages.push(outage);
+        self.lab.script(&format!("kill -9 $(ip netns pids {host})"));
+        self.dead = Some((host, until));
+    }
+
+    fn drain(&mut self) {
+        self.count("drains");
+        let (host, until) = self.pick();
+        let address = address(host);
+        self.lab.at("lb", &format!("{BINARY} drain {address}:80"));
+        self.drained = Some((host, until));
+    }
+
+    /// Who was away for long enough comes back.
+    fn come_back(&mut self, all: bool) {
+        let is_over = |until: &Instant| all || *until <= Instant::now();
+        if let Some((host, _)) = self.dead.take_if(|(_, until)| is_over(until)) {
+            self.lab.script(&format!(
+                "rm $STATE/{host}/upload.sock
+                 ip netns exec {host} nginx -e $STATE/{host}/error.log \
+                 -c $STATE/{host}/nginx.conf </dev/null"
+            ));
+            let mut ledger = self.traffic.ledger();
+            let outage = ledger.outages.last_mut().expect("it was pushed");
+            outage.span.until = Some(Instant::now());
+        }
+        if let Some((host, _)) = self.drained.take_if(|(_, until)| is_over(until)) {
+            let address = address(host);
+            self.lab.at("lb", &format!("{BINARY} undrain {address}:80"));
+        }
+    }
+
+    fn reload(&mut self) {
+        self.count("reloads");
+        self.write_file();
+        let done = self.lab.at("lb", &format!("{BINARY} reload"));
+        assert!(done.starts_with("reloaded: eth0"), "{done}");
+        self.memory.push(Memory::of(self.lab));
+    }
+
+    /// The service that has the traffic with other weights and in another order, and
+    /// now and then another service beside it.
+    fn write_file(&mut self) -> String {
+        let mut hosts = HOSTS;
+        self.random.shuffle(&mut hosts);
+        let mut text = String::new();
+        if self.random.once_in(2) {
+            let backend = address(hosts[0]);
+            text += &format!(
+                "[[service]]\nlisten = \"{LB}:8000-8099\"\n\
+                 [[service.backend]]\naddress = \"{backend}\"\n"
+            );
+        }
+        text += &format!("[[service]]\nlisten = \"{LB}:80\"\n");
+        for host in hosts {
+            let weight = 1 + self.random.below(4);
+            let address = address(host);
+            let _ = writeln!(
+                text,
+                "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
+            );
+        }
+        self.lab.write("soak.toml", &text)
+    }
+}
+
+fn address(host: &str) -> String {
+    format!(
+        "10.0.0.{}",
+        if host == "http3" {
+            "6"
+        } else {
+            ["2", "3"][usize::from(host == "http2")]
+        }
+    )
+}
