@@ -148,12 +148,13 @@ make_root() { # TEST...
 	chmod +x "$root/init"
 }
 
-# busybox makes the archive too.
+# busybox makes the archives too: the kernel unpacks one after another.
+archive() { # FOLDER WHAT
+	(cd "$1" && find "$2" | busybox cpio -o -H newc) 2>/dev/null
+}
+
 pack() { # VERSION
-	local root=$KERNELS/root
-	rm -rf "$root/modules"
-	cp -r "$KERNELS/$1/modules" "$root/modules"
-	(cd "$root" && find . | busybox cpio -o -H newc) >"$KERNELS/$1/initramfs" 2>/dev/null
+	archive "$KERNELS/root" . && archive "$KERNELS/$1" modules
 }
 
 # The files that hold the tests.
@@ -198,9 +199,16 @@ for version in "$@"; do fetch "$version"; done
 mapfile -t tests < <(build_tests)
 ((${#tests[@]} == 4)) || fail "the tests were not built"
 make_root "${tests[@]}"
+# As many guests at a time as there are CPUs: each has one.
 failed=()
+declare -A guests
 for version in "$@"; do
-	pack "$version"
-	test_kernel "$version" || failed+=("$version")
+	pack "$version" >"$KERNELS/$version/initramfs"
+	while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
+	test_kernel "$version" &
+	guests[$version]=$!
+done
+for version in "$@"; do
+	wait "${guests[$version]}" || failed+=("$version")
 done
 ((${#failed[@]} == 0)) || fail "failed on the kernels: ${failed[*]}"

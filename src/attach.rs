@@ -67,6 +67,19 @@ impl Attachment {
         Ok(())
     }
 
+    /// Puts back what was found, in one step if it was at the same hook.
+    pub fn give_back(&mut self, found: &Found) -> Result<()> {
+        let (index, hook) = (self.interface.index, self.hook);
+        let Some(program) = self.program.take() else {
+            return Ok(());
+        };
+        if hook == found.hook {
+            return datapath::replace_fd(index, found.program(), program.fd.as_fd(), hook);
+        }
+        datapath::detach_fd(index, program.fd.as_fd(), hook)?;
+        datapath::attach_fd(index, found.program(), found.hook)
+    }
+
     /// Whether the interface still has the program.
     pub fn holds(&self) -> Result<bool> {
         let id = self.program.as_ref().map(|program| program.id);
@@ -176,6 +189,27 @@ fn go_on(datapath: &Datapath, old: Option<&Maps>, tables: &Tables) -> Result<()>
         datapath.write_maglev(tables, service)?;
     }
     Ok(())
+}
+
+/// What a running daemon has handed over.
+///
+/// # Errors
+/// Its flows can't be taken over.
+pub fn receive(interface: &Interface, program: OwnedFd, maps: Vec<OwnedFd>) -> Result<Found> {
+    let doing = || {
+        format!(
+            "taking over from the daemon on {0}, which goes on (`xdp-proxy stop -i {0}` ends it \
+             and its flows)",
+            interface.name
+        )
+    };
+    let there = datapath::attached(interface.index)?;
+    let there = there
+        .context("its program is not attached")
+        .with_context(doing)?;
+    let found = Found::of(&there, program, maps).with_context(doing)?;
+    found.maps().with_context(doing)?;
+    Ok(found)
 }
 
 /// What a dead `xdp-proxy` left on the interface.

@@ -105,6 +105,12 @@ SIGHUP does the same.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Take the place of the daemon that runs on the interface, without a lost packet
+    #[arg(long)]
+    pub take_over: bool,
+    /// At SIGINT and SIGTERM leave the program attached, to serve until the next run
+    #[arg(long)]
+    pub persist: bool,
     /// Log more: -v for debugging, -vv for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,

@@ -36,7 +36,11 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => {
             let config = load(args.config.clone())?;
             log_to_stderr(&args);
-            runtime.block_on(daemon::run(args.config.into_input(), config))
+            let manner = daemon::Manner {
+                takes_over: args.take_over,
+                persists: args.persist,
+            };
+            runtime.block_on(daemon::run(args.config.into_input(), config, manner))
         }
         Command::Check(args) => print(&commands::check(&load(args)?)?),
         Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),

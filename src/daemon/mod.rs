@@ -5,6 +5,9 @@
 mod reload;
 mod report;
 mod routes;
+mod start;
+
+pub use start::{Manner, run};
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,107 +15,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::attach::{self, Attachment};
+use crate::attach::Attachment;
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
-use crate::datapath::{self, Datapath, Found};
+use crate::datapath::Datapath;
 use crate::manager::{self, Watchdog};
 use crate::neighbour::{DisplayMac, Interface, Neighbours};
-use crate::privilege;
 use crate::service::Config;
-use crate::stats::{BackendCounters, Counters};
-use crate::tables::{BackendTable, Path, ServiceTable, Tables, Tenure};
+use crate::tables::{BackendTable, ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
-use routes::{
-    addresses_with_flows, backend_addresses, choose_interface, held_vip, path_of, reach_of, vips,
-};
+use routes::path_of;
 
-/// How long the start waits for neighbours to answer.
+/// How long a start or a reload waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
+/// How long another daemon may take to take over.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
 /// How often flows whose time is over are ended in silence.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Serves the configuration, which `input` describes, until SIGINT, SIGTERM or `stop`.
-///
-/// # Errors
-/// What kept it from serving; nothing is left attached then.
-pub async fn run(input: Input, config: Config) -> Result<()> {
-    privilege::check()?;
-    let interface = choose_interface(&config).await?;
-    let control = Control::listen(&interface.name)?;
-    let signals = Signals::new()?;
-    let found = attach::find(&interface)?;
-    let (old, counters) = match &found {
-        Some(found) => recover(found, &interface)?,
-        None => Default::default(),
-    };
-    let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
-    let mut addresses = backend_addresses(&config);
-    addresses.extend(addresses_with_flows(&old, has_flows));
-    let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config)).await?;
-    neighbours.settle(SETTLE_DEADLINE).await;
-
-    let trunk = Trunk::look(&interface).await?;
-    let default_source = held_vip(&config, &interface).await?;
-    let path_of = |address| {
-        let path = path_of(reach_of(&neighbours, &trunk, address));
-        Path {
-            source: path.source.or(default_source),
-            ..path
-        }
-    };
-    let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
-    tables.set_held(&neighbours.held());
-    let (datapath, attachment) =
-        attach::load_and_attach(&config, &tables, &interface, &trunk, found.as_ref()).await?;
-    drop(found);
-    let mut daemon = Daemon {
-        started: Instant::now(),
-        program_id: datapath.program_id()?,
-        input,
-        config,
-        tables,
-        datapath,
-        interface,
-        trunk,
-        neighbours,
-        attachment,
-    };
-    daemon.report_foreign_sources().await?;
-    daemon.report_unreachable();
-    daemon.report_vlan_faults().await?;
-    privilege::limit()?;
-    daemon.report_unreadable();
-    daemon.announce()?;
-    daemon.attachment.stay(false);
-    let stopped = daemon.serve(control, signals).await?;
-    manager::stopping();
-    let detached = daemon.attachment.detach();
-    if let Some(caller) = stopped {
-        let response = match &detached {
-            Ok(()) => Response::Stopped,
-            Err(error) => Response::Error(format!("{error:#}")),
-        };
-        drop(daemon);
-        caller.answer_and_wait(response).await;
-    }
-    detached
-}
-
-/// What a dead daemon left, as far as the configuration does not say otherwise.
-fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
-    let maps = found.maps()?;
-    let tables = maps.tables()?;
-    let counters = maps.counters(tables.backends.len())?;
-    let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
-    tracing::info!(
-        "{}: taking over program {} with its {flows} flows, which version {} left",
-        interface.name,
-        found.id,
-        maps.notes()?.version
-    );
-    Ok((tables, counters))
-}
 
 struct Signals {
     interrupt: Signal,
@@ -131,6 +50,14 @@ impl Signals {
     }
 }
 
+/// Why the daemon ends.
+enum End {
+    Signal,
+    Stop(Caller),
+    /// Another one has its program in the place of ours.
+    TakenOver,
+}
+
 struct Daemon {
     started: Instant,
     program_id: u32,
@@ -146,26 +73,26 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Returns who asked for the end, if it was a client of the control socket.
-    async fn serve(
-        &mut self,
-        mut control: Control,
-        mut signals: Signals,
-    ) -> Result<Option<Caller>> {
+    async fn serve(&mut self, mut control: Control, mut signals: Signals) -> Result<End> {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::as_asked();
         loop {
             tokio::select! {
-                _ = signals.interrupt.recv() => return Ok(None),
-                _ = signals.terminate.recv() => return Ok(None),
+                _ = signals.interrupt.recv() => return Ok(End::Signal),
+                _ = signals.terminate.recv() => return Ok(End::Signal),
                 _ = signals.hangup.recv() => drop(self.reload().await),
                 changed = self.neighbours.changed() => {
                     changed.with_context(|| format!("serving on {}", self.interface.name))?;
                     self.apply()?;
                 }
                 Some((request, caller)) = control.call() => match request {
-                    Request::Stop => return Ok(Some(caller)),
+                    Request::Stop => return Ok(End::Stop(caller)),
+                    Request::TakeOver => {
+                        if self.hand_over(&mut control, caller).await? {
+                            return Ok(End::TakenOver);
+                        }
+                    }
                     Request::Reload => {
                         let response = match self.reload().await {
                             Ok(change) => Response::Reloaded(change),
@@ -195,6 +122,22 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Hands everything over and waits. Returns whether another program has taken the
+    /// place of ours; else this daemon goes on, and so do the maps.
+    async fn hand_over(&self, control: &mut Control, caller: Caller) -> Result<bool> {
+        tracing::info!("{}: another xdp-proxy takes over", self.interface.name);
+        let mut descriptors = vec![control.pause()?, self.datapath.program_fd()?];
+        descriptors.extend(self.datapath.descriptors()?);
+        // Meanwhile nobody else writes to the maps.
+        let _ = tokio::time::timeout(HAND_OVER_DEADLINE, caller.hand_over(descriptors)).await;
+        if !self.attachment.holds()? {
+            return Ok(true);
+        }
+        tracing::warn!("{}: it did not, and this one goes on", self.interface.name);
+        control.go_on()?;
+        Ok(false)
     }
 
     /// The backends of the service at a place of the configuration.

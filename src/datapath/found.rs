@@ -3,7 +3,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use libbpf_rs::Program;
 
 use super::hook::{Attached, Hook, open_program};
 use super::maps::Maps;
@@ -28,6 +29,25 @@ impl Found {
             hook: attached.hook,
             program: open_program(attached)?,
             maps: Maps::of_program(attached.id)?,
+        })
+    }
+
+    /// The same by descriptors that its daemon has handed over.
+    ///
+    /// # Errors
+    /// It is not what is attached.
+    pub fn of(attached: &Attached, program: OwnedFd, maps: Vec<OwnedFd>) -> Result<Found> {
+        let id = Program::id_from_fd(program.as_fd()).context("asking for a program's id")?;
+        ensure!(
+            id == attached.id,
+            "program {} is attached, and not {id}",
+            attached.id
+        );
+        Ok(Found {
+            id,
+            hook: attached.hook,
+            program,
+            maps: Maps::of_descriptors(maps)?,
         })
     }
 

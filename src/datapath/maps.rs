@@ -2,7 +2,7 @@
 //! The maps of a datapath, of this process or of another one, by their names:
 //! typed access to what they hold.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
@@ -36,6 +36,19 @@ impl Maps {
             .with_context(|| format!("asking for the maps of program {id}"))?;
         let all: Result<_> = program.map_ids.into_iter().map(Map::from_id).collect();
         Ok(Maps { all: all? })
+    }
+
+    pub(super) fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
+        let all: Result<_> = all.into_iter().map(Map::new).collect();
+        Ok(Maps { all: all? })
+    }
+
+    /// One of each map.
+    pub fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        let all = self.all.iter();
+        all.map(|map| map.as_fd().try_clone_to_owned())
+            .collect::<Result<_, _>>()
+            .context("holding the maps")
     }
 
     /// Lets a program hold what only userspace uses.

@@ -284,6 +284,13 @@ impl Balancer<'_> {
         kill(Pid::from_raw(pid as i32), signal).unwrap();
     }
 
+    /// Its log, and how it ended.
+    pub fn outcome(self) -> (String, ExitStatus) {
+        let log = self.log.clone();
+        let status = self.wait();
+        (fs::read_to_string(log).unwrap_or_default(), status)
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> ExitStatus {
         let start = Instant::now();
@@ -299,9 +306,7 @@ impl Balancer<'_> {
     /// Ends it as a user would; it must exit 0.
     pub fn end(self) {
         self.signal(Signal::SIGTERM);
-        let log = self.log.clone();
-        let status = self.wait();
-        let log = fs::read_to_string(log).unwrap_or_default();
+        let (log, status) = self.outcome();
         assert_eq!(status.code(), Some(0), "after SIGTERM: {log}");
     }
 
@@ -396,7 +401,8 @@ fn children(pid: u32) -> Vec<u32> {
     pids.collect()
 }
 
-fn only_child(pid: u32) -> u32 {
+/// What `nsenter` has started.
+pub fn only_child(pid: u32) -> u32 {
     let [child] = children(pid)[..] else {
         panic!("process {pid} has not one child")
     };

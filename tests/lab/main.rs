@@ -26,6 +26,7 @@ mod privileges;
 mod reload;
 mod sources;
 mod spread;
+mod take_over;
 mod traffic;
 mod udp;
 mod vlan;

@@ -8,9 +8,9 @@ use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use xdp_proxy::abi::{PROGRAM_NAME, XdpProxySkelBuilder};
 use xdp_proxy::datapath::Settings;
+use xdp_proxy::service::{Scheduler, Service};
 use xdp_proxy::tables::Tables;
 
-use crate::common::random::at_most;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -32,6 +32,7 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.bucket_mask = 1;
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
+    rodata.counts_loads = tables.counts_loads.into();
     rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
@@ -55,28 +56,13 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     count.parse().expect("a number")
 }
 
-/// How many of the settings about checksums and about tags are on: each needs
-/// the one before. The first three have each of them on and off.
-const SWITCHES: [(u8, u8); 9] = [
-    (0, 0),
-    (1, 2),
-    (2, 1),
-    (0, 1),
-    (0, 2),
-    (1, 0),
-    (1, 1),
-    (2, 0),
-    (2, 2),
-];
-
+/// Each combination of what is compiled in.
 #[test]
 fn the_verifier_walks_few_instructions_whatever_the_settings() {
     if !root_or_skip("the_verifier_walks_few_instructions_whatever_the_settings") {
         return;
     }
-    // An emulated processor takes its time: a load counts as a thousand packets.
-    let switches = (at_most(1000 * SWITCHES.len()) / 1000).max(3);
-    // What is served is compiled in as well.
+    let mut most = 0;
     for listens in [
         &["10.0.0.5:80"][..],
         &["10.0.0.5:80/udp"],
@@ -87,22 +73,27 @@ fn the_verifier_walks_few_instructions_whatever_the_settings() {
         &["[fd00::5]:*"],
         &["10.0.0.5:*/udp", "[fd00::5]:80"],
     ] {
-        for (checksums, tags) in SWITCHES.iter().take(switches) {
-            let settings = Settings {
-                partial_checksums: *checksums > 0,
-                complete_checksums: *checksums > 1,
-                handles_vlan: *tags > 0,
-                tags_may_hide: *tags > 1,
-                ..WHOLE
-            };
-            let verified = verified_instructions(listens, settings);
-            println!("{verified} instructions for {listens:?} with {settings:?}");
-            assert!((1..=INSTRUCTIONS_MAX).contains(&verified));
+        // Of the settings about checksums, and about tags, each needs the one before.
+        for (checksums, tags) in (0..9).map(|both| (both / 3, both % 3)) {
+            for scheduler in [Scheduler::Maglev, Scheduler::LeastConnections] {
+                let settings = Settings {
+                    partial_checksums: checksums > 0,
+                    complete_checksums: checksums > 1,
+                    handles_vlan: tags > 0,
+                    tags_may_hide: tags > 1,
+                    ..WHOLE
+                };
+                let verified = verified_instructions(listens, scheduler, settings);
+                println!("{verified} for {listens:?}, {scheduler:?} with {settings:?}");
+                assert!((1..=INSTRUCTIONS_MAX).contains(&verified));
+                most = most.max(verified);
+            }
         }
     }
+    println!("at most {most} instructions verified");
 }
 
-fn verified_instructions(listens: &[&str], settings: Settings) -> u32 {
+fn verified_instructions(listens: &[&str], scheduler: Scheduler, settings: Settings) -> u32 {
     let services = listens
         .iter()
         .map(|listen| {
@@ -111,7 +102,10 @@ fn verified_instructions(listens: &[&str], settings: Settings) -> u32 {
             } else {
                 "10.0.0.2"
             };
-            service(listen, &[(backend, 1)])
+            Service {
+                scheduler,
+                ..service(listen, &[(backend, 1)])
+            }
         })
         .collect();
     let rig = Rig::new(&config(services), settings);

@@ -6,9 +6,12 @@
 //!
 //! A client writes one [`Request`] as a line of JSON and reads one [`Response`].
 
+mod handover;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::mem;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
@@ -16,10 +19,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::status::Status;
+pub use handover::{Handover, Predecessor};
 
 const PREFIX: &str = "xdp-proxy/";
 /// A request is a few words; a client has this long to say them.
@@ -38,6 +43,9 @@ pub enum Request {
     Reload,
     /// Detach and exit; answered when that is done.
     Stop,
+    /// Hand over the control socket, the program and its maps, and wait: when the
+    /// client hangs up, exit if another program is attached, else go on.
+    TakeOver,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,20 +55,29 @@ pub enum Response {
     /// What was changed, in a line.
     Reloaded(String),
     Stopped,
+    /// The descriptors come with it: the socket, the program, the maps.
+    HandedOver,
     Error(String),
 }
 
 /// A client that waits for the response to its request.
 pub struct Caller {
-    response: oneshot::Sender<Response>,
+    response: oneshot::Sender<(Response, Vec<OwnedFd>)>,
     conversation: oneshot::Receiver<()>,
 }
 
 impl Caller {
     /// Answers; who has gone does not need it.
     pub fn answer(self, response: Response) -> oneshot::Receiver<()> {
-        let _ = self.response.send(response);
+        let _ = self.response.send((response, Vec::new()));
         self.conversation
+    }
+
+    /// Hands the descriptors over, and returns when the client has hung up; if this
+    /// is dropped before, it is the daemon that hangs up.
+    pub async fn hand_over(self, descriptors: Vec<OwnedFd>) {
+        let _ = self.response.send((Response::HandedOver, descriptors));
+        let _ = self.conversation.await;
     }
 
     /// Answers, and returns when the answer is written.
@@ -71,7 +88,10 @@ impl Caller {
 
 /// The daemon's end, held while it runs.
 pub struct Control {
+    listener: UnixListener,
+    sender: mpsc::Sender<(Request, Caller)>,
     calls: mpsc::Receiver<(Request, Caller)>,
+    accepting: JoinHandle<()>,
 }
 
 impl Control {
@@ -79,50 +99,90 @@ impl Control {
     ///
     /// # Errors
     /// Another daemon holds it.
-    pub fn listen(interface: &str) -> Result<Control> {
-        let listener = match UnixListener::bind_addr(&address(interface)?) {
+    pub fn bind(interface: &str) -> Result<UnixListener> {
+        match UnixListener::bind_addr(&address(interface)?) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
-                "another xdp-proxy runs on {interface}: end it with `xdp-proxy stop -i {interface}`"
+                "another xdp-proxy runs on {interface}: end it with `xdp-proxy stop -i \
+                 {interface}`, or take its place with `run --take-over`"
             ),
-            bound => bound.context("opening the control socket")?,
-        };
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::UnixListener::from_std(listener)?;
+            bound => bound.context("opening the control socket"),
+        }
+    }
+
+    /// The same, and serves it.
+    pub fn listen(interface: &str) -> Result<Control> {
+        Control::on(Control::bind(interface)?)
+    }
+
+    /// Serves a socket that has its name already.
+    pub fn on(listener: UnixListener) -> Result<Control> {
         let (sender, calls) = mpsc::channel(16);
-        tokio::spawn(async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(serve(stream, sender.clone()))),
-                    // Too many clients: those that say nothing leave by the deadline.
-                    Err(error) => {
-                        tracing::debug!("a client of the control socket is to wait: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-        });
-        Ok(Control { calls })
+        let accepting = accept(&listener, &sender)?;
+        Ok(Control {
+            listener,
+            sender,
+            calls,
+            accepting,
+        })
     }
 
     /// The next request. Cancel-safe.
     pub async fn call(&mut self) -> Option<(Request, Caller)> {
         self.calls.recv().await
     }
+
+    /// Lets clients wait: they are the next daemon's, or come when this one goes on.
+    pub fn pause(&self) -> Result<OwnedFd> {
+        self.accepting.abort();
+        let listener = self.listener.as_fd().try_clone_to_owned();
+        listener.context("handing over the control socket")
+    }
+
+    pub fn go_on(&mut self) -> Result<()> {
+        self.accepting = accept(&self.listener, &self.sender)?;
+        Ok(())
+    }
 }
 
-/// One client's conversation; its end drops `_end`.
-async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Caller)>) {
-    let (_end, conversation) = oneshot::channel();
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Accepts clients on a task of its own.
+fn accept(
+    listener: &UnixListener,
+    calls: &mpsc::Sender<(Request, Caller)>,
+) -> Result<JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
+    let calls = calls.clone();
+    Ok(tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
+                // Too many clients: those that say nothing leave by the deadline.
+                Err(error) => {
+                    tracing::debug!("a client of the control socket is to wait: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }))
+}
+
+/// One client's conversation; its end drops `end`.
+async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Caller)>) {
+    let (mut end, conversation) = oneshot::channel();
     let talk = async {
         let peer = stream.peer_cred()?.uid();
-        let (reader, mut writer) = stream.into_split();
         let mut line = String::new();
-        let mut reader = tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX));
+        let mut reader = tokio::io::BufReader::new((&mut stream).take(REQUEST_BYTES_MAX));
         tokio::time::timeout(REQUEST_DEADLINE, reader.read_line(&mut line)).await??;
-        let response = if peer != 0 && peer != geteuid().as_raw() {
-            Response::Error(format!(
-                "user {peer} may not control a daemon of another user"
-            ))
+        let (response, descriptors) = if peer != 0 && peer != geteuid().as_raw() {
+            let word = format!("user {peer} may not control a daemon of another user");
+            (Response::Error(word), Vec::new())
         } else {
             let (sender, response) = oneshot::channel();
             let caller = Caller {
@@ -134,7 +194,14 @@ async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Cal
         };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
-        writer.write_all(text.as_bytes()).await?;
+        handover::send(&stream, &text, &descriptors).await?;
+        if matches!(response, Response::HandedOver) {
+            // Nothing more is said; either side may hang up.
+            tokio::select! {
+                _ = stream.readable() => {}
+                () = end.closed() => {}
+            }
+        }
         anyhow::Ok(())
     };
     if let Err(error) = talk.await {
@@ -142,14 +209,33 @@ async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Cal
     }
 }
 
-/// Asks the daemon on an interface; `None` if none runs there, or it ended
-/// before it answered.
-pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
-    let mut stream = match UnixStream::connect_addr(&address(interface)?) {
+/// `None`: no daemon runs there.
+fn connect(interface: &str) -> Result<Option<UnixStream>> {
+    let stream = match UnixStream::connect_addr(&address(interface)?) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(None),
         connected => connected.context("connecting to the daemon")?,
     };
     stream.set_read_timeout(Some(RESPONSE_DEADLINE))?;
+    Ok(Some(stream))
+}
+
+fn send_request(stream: &mut UnixStream, request: Request) -> Result<()> {
+    let line = serde_json::to_string(&request)? + "\n";
+    stream
+        .write_all(line.as_bytes())
+        .context("asking the daemon")
+}
+
+fn parse_response(line: &str) -> Result<Response> {
+    serde_json::from_str(line).context("the daemon's answer is of another version")
+}
+
+/// Asks the daemon on an interface; `None` if none runs there, or it ended
+/// before it answered.
+pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
+    let Some(mut stream) = connect(interface)? else {
+        return Ok(None);
+    };
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
     let request = mem::take(&mut line);
@@ -168,9 +254,7 @@ pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
         }
         answered => answered.context("waiting for the daemon's answer")?,
     };
-    let response =
-        serde_json::from_str(&line).context("the daemon's answer is of another version")?;
-    Ok(Some(response))
+    parse_response(&line).map(Some)
 }
 
 /// The interfaces that daemons of this network namespace run on.
