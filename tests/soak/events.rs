@@ -21,15 +21,11 @@ const PAUSE_MS: (usize, usize) = (300, 1500);
 const AWAY_MS: (usize, usize) = (1500, 5000);
 /// How long no daemon runs, in milliseconds.
 const DEAD_MS: (usize, usize) = (0, 1000);
-const CHECK_INTERVAL: Duration = Duration::from_millis(400);
-const CHECK_TIMEOUT: Duration = Duration::from_millis(400);
-const FALL: u32 = 2;
-/// What a busy machine may add.
-const SLACK: Duration = Duration::from_millis(600);
-
-/// A server that is dead is known to be, and gets no new connection, after so long.
+/// The program stays when the daemon ends, until `stop`.
+const PERSISTENT: &str = "--persist";
+/// Nobody checks the backends yet: a dead server gets connections until it is back.
 pub fn detection() -> Duration {
-    FALL * CHECK_INTERVAL + CHECK_TIMEOUT + SLACK + Duration::from_secs(5)
+    Duration::from_millis(AWAY_MS.1 as u64)
 }
 
 pub struct Events<'a> {
@@ -40,12 +36,13 @@ pub struct Events<'a> {
     file: String,
     /// The backend whose server is dead, and when it comes back.
     dead: Option<(&'static str, Instant)>,
-    drained: Option<(&'static str, Instant)>,
     pub counts: BTreeMap<&'static str, usize>,
-    /// From the start of a daemon after a kill to "ready".
+    /// From the start of a daemon to "ready".
     pub slowest_start: Duration,
     /// After each reload of the daemon that runs.
     pub memory: Vec<Memory>,
+    /// The file has one service alone.
+    alone: bool,
 }
 
 impl<'a> Events<'a> {
@@ -57,13 +54,13 @@ impl<'a> Events<'a> {
             balancer: None,
             file: String::new(),
             dead: None,
-            drained: None,
             counts: BTreeMap::new(),
             slowest_start: Duration::ZERO,
             memory: Vec::new(),
+            alone: true,
         };
         events.file = events.write_file();
-        events.start();
+        events.start(PERSISTENT);
         events
     }
 
@@ -72,10 +69,11 @@ impl<'a> Events<'a> {
         while Instant::now() < end {
             self.pause(PAUSE_MS);
             self.come_back(false);
-            match self.random.below(if kills { 8 } else { 6 }) {
+            match self.random.below(if kills { 9 } else { 6 }) {
                 0 | 1 if self.dead.is_none() => self.kill_server(),
-                2 if false => self.drain(),
-                6 | 7 => self.kill_daemon(),
+                6 => self.kill_daemon(),
+                7 => self.restart(),
+                8 => self.take_over(),
                 _ => self.reload(),
             }
         }
@@ -88,10 +86,12 @@ impl<'a> Events<'a> {
     }
 
     pub fn end(mut self) {
-        self.balancer().end();
+        let done = self.lab.at("lb", &format!("{BINARY} stop"));
+        assert!(done.contains("stopped: eth0"), "{done}");
+        assert_eq!(self.balancer().wait().code(), Some(0));
     }
 
-    pub fn balancer(&mut self) -> Balancer<'a> {
+    fn balancer(&mut self) -> Balancer<'a> {
         self.balancer.take().expect("a daemon runs")
     }
 
@@ -110,24 +110,49 @@ impl<'a> Events<'a> {
         (host, Instant::now() + Duration::from_millis(away as u64))
     }
 
-    fn start(&mut self) {
-        let balancer = self.lab.balance(&format!("-c {}", self.file));
+    fn start(&mut self, how: &str) {
+        let start = Instant::now();
+        let balancer = self.lab.balance(&format!("{how} -c {}", self.file));
+        self.slowest_start = self.slowest_start.max(start.elapsed());
         self.balancer = Some(balancer);
         self.memory.clear();
     }
 
     fn kill_daemon(&mut self) {
-        self.count("kills");
-        let balancer = self.balancer();
-        let from = Instant::now();
-        balancer.signal(Signal::SIGKILL);
-        balancer.wait();
-        let gap = Span::since(from);
+        self.count("kills of the daemon");
+        self.end_and_start(Signal::SIGKILL, None);
+    }
+
+    /// As for another version of it, by systemd.
+    fn restart(&mut self) {
+        self.count("restarts");
+        self.end_and_start(Signal::SIGTERM, Some(0));
+    }
+
+    fn end_and_start(&mut self, signal: Signal, code: Option<i32>) {
+        let gap = Span::since(Instant::now());
         self.traffic.ledger().without_daemon.push(gap);
+        let balancer = self.balancer();
+        balancer.signal(signal);
+        let log = balancer.log();
+        assert_eq!(balancer.wait().code(), code, "{log}");
         self.pause(DEAD_MS);
-        let start = Instant::now();
-        self.start();
-        self.slowest_start = self.slowest_start.max(start.elapsed());
+        self.start(PERSISTENT);
+        self.daemon_is_back();
+    }
+
+    /// The new daemon begins to check anew.
+    fn take_over(&mut self) {
+        self.count("take-overs");
+        let gap = Span::since(Instant::now());
+        self.traffic.ledger().without_daemon.push(gap);
+        let old = self.balancer();
+        self.start(&format!("{PERSISTENT} --take-over"));
+        assert_eq!(old.wait().code(), Some(0));
+        self.daemon_is_back();
+    }
+
+    fn daemon_is_back(&self) {
         let mut ledger = self.traffic.ledger();
         let gap = ledger.without_daemon.last_mut().expect("it was pushed");
         gap.until = Some(Instant::now());
@@ -145,14 +170,6 @@ impl<'a> Events<'a> {
         self.dead = Some((host, until));
     }
 
-    fn drain(&mut self) {
-        self.count("drains");
-        let (host, until) = self.pick();
-        let address = address(host);
-        self.lab.at("lb", &format!("{BINARY} drain {address}:80"));
-        self.drained = Some((host, until));
-    }
-
     /// Who was away for long enough comes back.
     fn come_back(&mut self, all: bool) {
         let is_over = |until: &Instant| all || *until <= Instant::now();
@@ -166,10 +183,6 @@ impl<'a> Events<'a> {
             let outage = ledger.outages.last_mut().expect("it was pushed");
             outage.span.until = Some(Instant::now());
         }
-        if let Some((host, _)) = self.drained.take_if(|(_, until)| is_over(until)) {
-            let address = address(host);
-            self.lab.at("lb", &format!("{BINARY} undrain {address}:80"));
-        }
     }
 
     fn reload(&mut self) {
@@ -177,7 +190,10 @@ impl<'a> Events<'a> {
         self.write_file();
         let done = self.lab.at("lb", &format!("{BINARY} reload"));
         assert!(done.starts_with("reloaded: eth0"), "{done}");
-        self.memory.push(Memory::of(self.lab));
+        // Of one size of configuration.
+        if self.alone {
+            self.memory.push(Memory::of(self.lab));
+        }
     }
 
     /// The service that has the traffic with other weights and in another order, and
@@ -186,7 +202,8 @@ impl<'a> Events<'a> {
         let mut hosts = HOSTS;
         self.random.shuffle(&mut hosts);
         let mut text = String::new();
-        if self.random.once_in(2) {
+        self.alone = !self.random.once_in(3);
+        if !self.alone {
             let backend = address(hosts[0]);
             text += &format!(
                 "[[service]]\nlisten = \"{LB}:8000-8099\"\n\

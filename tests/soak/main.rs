@@ -112,10 +112,7 @@ fn soak(time: Duration, seed: u64) -> Vec<String> {
         .map(|(event, count)| format!("{count} {event}"))
         .collect();
     println!("  events     {}", counts.join(", "));
-    println!(
-        "  starts     ready within {:.0?} after a kill",
-        events.slowest_start
-    );
+    println!("  starts     ready within {:.0?}", events.slowest_start);
     drop(ledger);
     events.end();
     assert_eq!(lab.attached(), None);
@@ -124,7 +121,6 @@ fn soak(time: Duration, seed: u64) -> Vec<String> {
 
 /// Prints how the connections fared; returns what nothing explains.
 fn connections(ledger: &Ledger, traffic: &Traffic, began: Instant) -> Vec<String> {
-    let seconds = began.elapsed().as_secs_f64();
     println!(
         "  {:<10} {:>8} {:>8}  failed, for the death of a server",
         "", "begun", "served"
