@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::config::{self, Footprint};
 use crate::control::{self, Request, Response};
-use crate::datapath;
+use crate::datapath::{self, Found, Pins};
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
 use crate::status::Status;
@@ -93,23 +93,38 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
             Some(_) | None => {}
         }
     }
+    let all = neighbour::interfaces().await?;
+    let here: Vec<u32> = all.iter().map(|interface| interface.index).collect();
     let left = match interface {
         Some(name) => vec![neighbour::interface(name).await?],
-        None => neighbour::interfaces().await?,
+        None => all,
     };
     for Interface { index, name, .. } in left {
-        if let Some(program) = datapath::attached(index)?.filter(datapath::Attached::is_ours) {
-            datapath::detach(index, &program).with_context(|| format!("detaching from {name}"))?;
+        if let Some(found) = found_on(index)? {
+            datapath::detach_fd(index, found.program(), found.hook)
+                .with_context(|| format!("detaching from {name}"))?;
             done += &format!(
                 "detached: {name}, from program {} of a dead daemon\n",
-                program.id
+                found.id
             );
         }
+        Pins::of(index)?.keep(None);
+    }
+    for _ in 0..datapath::remove_pins_of_others(&here)? {
+        done += "unpinned: the program of an interface that is not there any more\n";
     }
     if done.is_empty() {
         bail!("{}", nothing_runs(interface));
     }
     Ok(done)
+}
+
+/// Our program on an interface.
+fn found_on(interface: u32) -> Result<Option<Found>> {
+    match datapath::attached(interface)? {
+        Some(there) => Found::open(interface, &there),
+        None => Ok(None),
+    }
 }
 
 fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {

@@ -89,7 +89,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         }
         return Err(error);
     }
-    daemon.attachment.stay(false);
+    daemon.attachment.settle();
     drop(found);
     // Who waits for this goes now.
     drop(predecessor);
@@ -166,12 +166,12 @@ impl Daemon {
         manager::stopping();
         match end {
             End::TakenOver => {
-                self.attachment.stay(true);
+                self.attachment.stay();
                 tracing::info!("{}: another xdp-proxy has taken over", self.interface.name);
                 Ok(())
             }
             End::Signal if persists => {
-                self.attachment.stay(true);
+                self.attachment.stay();
                 tracing::info!(
                     "{0}: program {1} serves on: `xdp-proxy run` goes on with it, `xdp-proxy stop \
                      -i {0}` removes it",

@@ -21,6 +21,7 @@ mod lifecycle;
 mod manager;
 mod path_mtu;
 mod paths;
+mod pins;
 mod ports;
 mod privileges;
 mod reload;
