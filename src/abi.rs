@@ -16,8 +16,8 @@ include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, flow_counters, ip_address, listener, maglev, port_map, ports,
-    service,
+    address, backend, backend_counters, flow, flow_counters, ip_address, listener, maglev,
+    port_map, ports, service,
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
@@ -71,7 +71,7 @@ const _: () = {
     assert!(size_of::<types::bucket>() == 4 + 4 + 4 * BUCKET_ENTRIES);
     assert!(size_of::<ports>() == 40 + 4 * PORTS);
     assert!(size_of::<backend_counters>() == 48);
-    assert!(size_of::<flow_counters>() == 40);
+    assert!(size_of::<flow_counters>() == 32);
     assert!(std::mem::offset_of!(flow, seen) == 36);
 };
 
@@ -226,6 +226,24 @@ pub fn state_of(flow: &flow) -> Option<State> {
         types::flow_state::FLOW_UNCONFIRMED => Some(State::Unconfirmed),
         types::flow_state::FLOW_ESTABLISHED => Some(State::Established),
         _ => None,
+    }
+}
+
+/// Bits of `flow_counters` that packets are counted in.
+const PACKET_BITS: u32 = 48;
+
+impl flow_counters {
+    /// When the flow began, in jiffies; `None`: nobody has counted.
+    pub fn begun(&self) -> Option<u32> {
+        let [high, low] =
+            [self.forwarded_packets, self.returned_packets].map(|word| word >> PACKET_BITS);
+        let begun = (high << 16 | low) as u32;
+        (begun != 0).then_some(begun)
+    }
+
+    /// How many packets to the backend and from it.
+    pub fn packets(&self) -> [u64; 2] {
+        [self.forwarded_packets, self.returned_packets].map(|word| word & ((1 << PACKET_BITS) - 1))
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The subcommands that are not the daemon: `check`, `status`, `reload`, `stop`.
+//! The subcommands that are not the daemon: `check`, `drain`, `reload`, `stop`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::config::{self, Footprint};
 use crate::control::{self, Request, Response};
 use crate::datapath::{self, Found, Pins};
+use crate::health;
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
-use crate::status::Status;
 use crate::tables::{Path, Tables};
 
 /// What would run, with every default, and the memory it takes.
@@ -28,34 +28,8 @@ pub fn check(config: &Config) -> Result<String> {
         flows: tables.capacity() as u64,
         memory_bytes: tables.memory_bytes(datapath::cpus()) as u64,
     };
+    health::Plan::new(config)?;
     Ok(config::describe(config, &footprint))
-}
-
-/// What runs on an interface, or on all of this network namespace.
-///
-/// # Errors
-/// Nothing runs there.
-pub fn status(interface: Option<&str>, json: bool) -> Result<String> {
-    let mut all = Vec::new();
-    for name in interfaces(interface)? {
-        match control::ask(&name, Request::Status)? {
-            Some(Response::Status(status)) => all.push(*status),
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(_) | None => {}
-        }
-    }
-    if all.is_empty() {
-        bail!("{}", nothing_runs(interface));
-    }
-    if json {
-        let text = match (&all[..], interface) {
-            ([one], _) => serde_json::to_string_pretty(one),
-            _ => serde_json::to_string_pretty(&all),
-        };
-        return text.map(|text| text + "\n").context("writing JSON");
-    }
-    let texts: Vec<String> = all.iter().map(Status::to_string).collect();
-    Ok(texts.join("\n"))
 }
 
 /// Has what runs on an interface, or on all of this network namespace, read its
@@ -69,6 +43,36 @@ pub fn reload(interface: Option<&str>) -> Result<String> {
     for name in interfaces(interface)? {
         match control::ask(&name, Request::Reload)? {
             Some(Response::Reloaded(change)) => done += &format!("reloaded: {name}: {change}\n"),
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(_) | None => {}
+        }
+    }
+    if done.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    Ok(done)
+}
+
+/// Drains a backend of what runs on an interface, or on all of this network namespace;
+/// or ends that. Returns what was done, by line.
+///
+/// # Errors
+/// There is no such backend on one of them. Or nothing runs there.
+pub fn drain(
+    interface: Option<&str>,
+    backend: &str,
+    service: Option<&str>,
+    drains: bool,
+) -> Result<String> {
+    let mut done = String::new();
+    for name in interfaces(interface)? {
+        let request = Request::Drain {
+            backend: backend.into(),
+            service: service.map(Into::into),
+            drains,
+        };
+        match control::ask(&name, request)? {
+            Some(Response::Done(lines)) => done += &lines,
             Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
             Some(_) | None => {}
         }
@@ -127,14 +131,14 @@ fn found_on(interface: u32) -> Result<Option<Found>> {
     }
 }
 
-fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
+pub(crate) fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
     match interface {
         Some(name) => Ok(vec![name.to_owned()]),
         None => control::daemons(),
     }
 }
 
-fn nothing_runs(interface: Option<&str>) -> String {
+pub(crate) fn nothing_runs(interface: Option<&str>) -> String {
     let place = interface.unwrap_or("any interface");
     format!(
         "no xdp-proxy runs on {place} in this network namespace: start one with `xdp-proxy run`, \

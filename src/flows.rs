@@ -78,13 +78,17 @@ impl std::str::FromStr for End {
                 port: Some(end.port()),
             });
         }
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let bare = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
         match bare.unwrap_or(text).parse() {
             Ok(address) => Ok(End {
                 address,
                 port: None,
             }),
-            Err(_) => Err("give an address, as 192.0.2.10, 192.0.2.10:80 or [2001:db8::1]:80".into()),
+            Err(_) => {
+                Err("give an address, as 192.0.2.10, 192.0.2.10:80 or [2001:db8::1]:80".into())
+            }
         }
     }
 }
@@ -97,7 +101,9 @@ impl End {
 
 impl Filter {
     fn takes(&self, flow: &Flow) -> bool {
-        self.service.as_ref().is_none_or(|name| *name == flow.service)
+        self.service
+            .as_ref()
+            .is_none_or(|name| *name == flow.service)
             && self.backend.is_none_or(|backend| backend.is(flow.backend))
             && self.client.is_none_or(|client| client.is(flow.client))
             && self.state.is_none_or(|state| state == flow.state)
@@ -109,12 +115,14 @@ impl Filter {
             return Ok(());
         };
         let mut services = tables.services.iter();
-        let named = services.find(|service| {
-            service.name == *wanted || service.listen.to_string() == *wanted
-        });
+        let named = services
+            .find(|service| service.name == *wanted || service.listen.to_string() == *wanted);
         let Some(named) = named else {
             let names: Vec<&str> = tables.services.iter().map(|s| s.name.as_str()).collect();
-            bail!("there is no service {wanted:?}: there are {}", names.join(", "));
+            bail!(
+                "there is no service {wanted:?}: there are {}",
+                names.join(", ")
+            );
         };
         self.service = Some(named.name.clone());
         Ok(())
@@ -199,12 +207,15 @@ fn flow(
         backend: SocketAddr::new(backend.backend.address.ip(), backend_port),
         state,
         idle_seconds: clock.since(record.seen),
-        counters: counters.map(|counters| FlowCounters {
-            age_seconds: clock.since(counters.begun),
-            forwarded_packets: counters.forwarded_packets,
-            forwarded_bytes: counters.forwarded_bytes,
-            returned_packets: counters.returned_packets,
-            returned_bytes: counters.returned_bytes,
+        counters: counters.and_then(|counters| {
+            let [forwarded_packets, returned_packets] = counters.packets();
+            Some(FlowCounters {
+                age_seconds: clock.since(counters.begun()?),
+                forwarded_packets,
+                forwarded_bytes: counters.forwarded_bytes,
+                returned_packets,
+                returned_bytes: counters.returned_bytes,
+            })
         }),
     })
 }

@@ -11,6 +11,8 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod flows;
+pub mod health;
+pub mod inspect;
 pub mod maglev;
 pub mod manager;
 pub mod neighbour;

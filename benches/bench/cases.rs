@@ -111,7 +111,13 @@ const GROUPS: [(&[&str], Group); 5] = [
         other_tables,
     ),
     (
-        &["IPv6 and UDP", "VLAN", "partial sums", "native"],
+        &[
+            "packets of flows",
+            "IPv6 and UDP",
+            "VLAN",
+            "partial sums",
+            "native",
+        ],
         features,
     ),
 ];

@@ -155,7 +155,8 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* set at load: as flows, or 1 */
+	__uint(max_entries, 1);		   /* set at load: as flows, or 1 */
+	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
 	__type(value, struct flow_counters);
 } flow_counters SEC(".maps");

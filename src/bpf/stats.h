@@ -51,14 +51,15 @@ static __always_inline struct flow_counters *counters_in_flow(__u32 slot)
 static __always_inline void begin_counting(__u32 slot)
 {
 	struct flow_counters *counters = counters_in_flow(slot);
+	__u64 begun;
 
 	if (!counters)
 		return;
-	counters->forwarded_packets = 0;
+	begun = (__u32)bpf_jiffies64() ?: 1;
+	counters->forwarded_packets = begun >> 16 << 48;
 	counters->forwarded_bytes = 0;
-	counters->returned_packets = 0;
+	counters->returned_packets = begun << 48;
 	counters->returned_bytes = 0;
-	counters->begun = (__u32)bpf_jiffies64() ?: 1;
 }
 
 /* Two CPUs that have packets of one direction at once may count one for two. */

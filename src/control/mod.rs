@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::status::Status;
-pub use handover::{Handover, Predecessor};
+pub use handover::{Handover, Predecessor, maps};
 
 const PREFIX: &str = "xdp-proxy/";
 /// A request is a few words; a client has this long to say them.
@@ -35,14 +35,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a client waits for the daemon.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
     Status,
+    /// Drain a backend, of one service or of all that have it; or end that.
+    Drain {
+        backend: String,
+        service: Option<String>,
+        drains: bool,
+    },
     /// Read the configuration file again, and apply the difference.
     Reload,
     /// Detach and exit; answered when that is done.
     Stop,
+    /// Give descriptors of the maps.
+    Maps,
     /// Hand over the control socket, the program and its maps, and wait: when the
     /// client hangs up, exit if another program is attached, else go on.
     TakeOver,
@@ -54,8 +62,10 @@ pub enum Response {
     Status(Box<Status>),
     /// What was changed, in a line.
     Reloaded(String),
+    /// What was done, by line.
+    Done(String),
     Stopped,
-    /// The descriptors come with it: the socket, the program, the maps.
+    /// The descriptors come with it.
     HandedOver,
     Error(String),
 }
@@ -71,6 +81,11 @@ impl Caller {
     pub fn answer(self, response: Response) -> oneshot::Receiver<()> {
         let _ = self.response.send((response, Vec::new()));
         self.conversation
+    }
+
+    /// Answers with descriptors.
+    pub fn answer_with(self, descriptors: Vec<OwnedFd>) {
+        let _ = self.response.send((Response::HandedOver, descriptors));
     }
 
     /// Hands the descriptors over, and returns when the client has hung up; if this

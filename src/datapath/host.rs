@@ -19,7 +19,8 @@ pub fn tick() -> Result<Duration> {
 /// bits, which begin five minutes before they overflow (`INITIAL_JIFFIES`).
 pub fn jiffies_now() -> Result<u32> {
     const BEFORE_OVERFLOW: Duration = Duration::from_secs(300);
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("reading the kernel's clock")?;
+    let now =
+        clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("reading the kernel's clock")?;
     let tick = tick()?.as_nanos().max(1);
     let ticks = Duration::from(now).as_nanos() / tick;
     Ok((ticks as u32).wrapping_sub((BEFORE_OVERFLOW.as_nanos() / tick) as u32))

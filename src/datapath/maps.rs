@@ -38,7 +38,7 @@ impl Maps {
         Ok(Maps { all: all? })
     }
 
-    pub(super) fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
+    pub fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
         let all: Result<_> = all.into_iter().map(Map::new).collect();
         Ok(Maps { all: all? })
     }
@@ -212,7 +212,7 @@ impl Maps {
         self.named("flows")?.get(slot)
     }
 
-    /// Hands on every record, and its counters where it has any.
+    /// Hands on every record, and its counters where flows' packets are counted.
     pub fn each_flow(
         &self,
         mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
@@ -221,8 +221,7 @@ impl Maps {
         self.named("flow_counters")?
             .each(|_, entry: &types::flow_counters| counters.push(*entry))?;
         self.named("flows")?.each(|slot, flow| {
-            let counters = counters.get(slot as usize);
-            take(slot, flow, counters.filter(|counters| counters.begun != 0));
+            take(slot, flow, counters.get(slot as usize));
         })
     }
 
