@@ -3,7 +3,7 @@
 #   LAB=netns|docker      where the four hosts of the lab live
 #   BINARY=PATH           another load balancer than build/xdp-proxy
 #   REQUIRE_ROOT_TESTS=1  a test that is skipped for lack of privilege has failed
-#   SECONDS=N, SEED=N     how long `make fuzz` goes on, and from which seed
+#   SECONDS=N, SEED=N     how long `make fuzz` and `make soak` go on, from which seed
 #   PREFIX=DIR, DESTDIR=DIR  where `make install` puts the files, and the root of that
 
 ARCH := $(shell uname -m)
@@ -29,7 +29,7 @@ FISH := $(SHARE)/fish/vendor_completions.d/xdp-proxy.fish
 UNIT := $(PREFIX)/lib/systemd/system/xdp-proxy@.service
 INSTALLED := $(PROGRAM) $(MANUAL) $(EXAMPLE) $(BASH) $(ZSH) $(FISH) $(UNIT)
 
-.PHONY: help deps build install uninstall image run curl bench guard down test fuzz test-kernels lint vmlinux clean
+.PHONY: help deps build install uninstall image run curl bench guard down test fuzz soak test-kernels lint vmlinux clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -103,6 +103,11 @@ fuzz: ## random and mutated packets against a model of the datapath, for 5 minut
 	@lab/deps.sh build
 	@FUZZ_SECONDS=$(or $(SECONDS),300) FUZZ_SEED=$(or $(SEED),$$(date +%s)) REQUIRE_ROOT_TESTS=1 \
 		cargo test --release --target $(TARGET) --test fuzz -- --nocapture
+
+soak: build ## kills, reloads, dead servers under load, for 2 minutes or SECONDS
+	@lab/deps.sh test
+	@SOAK_SECONDS=$(or $(SECONDS),120) SOAK_SEED=$(SEED) REQUIRE_ROOT_TESTS=1 \
+		cargo test --release --target $(TARGET) --test soak
 
 test-kernels: ## packets and VLANs on Debian's kernels 5.10, 6.1 and 6.12, emulated
 	@lab/deps.sh build kernels

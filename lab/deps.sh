@@ -60,6 +60,7 @@ test() {
 	need iperf3 has iperf3
 	need iputils-ping has ping
 	need man-db has man
+	need nftables has nft
 	need systemd has systemd-analyze
 	need tcpdump has tcpdump
 	need traceroute has traceroute

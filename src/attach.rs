@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
@@ -24,6 +24,7 @@ pub struct Attachment {
     interface: Interface,
     program: Option<Held>,
     hook: Hook,
+    pins: Pins,
     stays: bool,
 }
 
@@ -46,9 +47,16 @@ impl Attachment {
         self.hook
     }
 
-    /// Whether the program stays attached when the daemon ends.
-    pub fn stay(&mut self, stays: bool) {
-        self.stays = stays;
+    /// The program stays attached when the daemon ends.
+    pub fn stay(&mut self) {
+        self.stays = true;
+    }
+
+    /// There is no way back to what was found.
+    pub fn settle(&mut self) {
+        self.pins
+            .keep(self.program.as_ref().map(|program| program.id));
+        self.stays = false;
     }
 
     /// Puts another datapath in the place of the one that is attached, in one step:
@@ -56,13 +64,16 @@ impl Attachment {
     pub fn replace(&mut self, datapath: &Datapath) -> Result<()> {
         let old = self.program.as_ref().context("nothing is attached")?;
         let new = Held::of(datapath)?;
+        self.pins.add(datapath);
         datapath::replace_fd(
             self.interface.index,
             new.fd.as_fd(),
             old.fd.as_fd(),
             self.hook,
         )
+        .inspect_err(|_| self.pins.keep(Some(old.id)))
         .with_context(|| format!("replacing the program on {}", self.interface.name))?;
+        self.pins.keep(Some(new.id));
         self.program = Some(new);
         Ok(())
     }
@@ -73,6 +84,7 @@ impl Attachment {
         let Some(program) = self.program.take() else {
             return Ok(());
         };
+        self.pins.keep(Some(found.id));
         if hook == found.hook {
             return datapath::replace_fd(index, found.program(), program.fd.as_fd(), hook);
         }
@@ -92,6 +104,7 @@ impl Attachment {
         let Some(program) = self.program.take() else {
             return Ok(());
         };
+        self.pins.keep(None);
         match datapath::attached(self.interface.index) {
             Ok(Some(now)) if now.id == program.id => {
                 datapath::detach_fd(self.interface.index, program.fd.as_fd(), self.hook)
@@ -138,6 +151,7 @@ pub async fn load_and_attach(
         (hooks, _) => hooks,
     };
     let old = found.map(Found::maps).transpose()?;
+    let pins = Pins::of(interface.index)?;
     let seed = match old {
         Some(old) => old.notes()?.hash_seed,
         None => tables::random_seed(),
@@ -153,7 +167,9 @@ pub async fn load_and_attach(
         };
         let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
             datapath.write_interface(interface.mac, interface.mtu)?;
-            put_on(&datapath, interface, *hook, found)?;
+            pins.add(&datapath);
+            put_on(&datapath, interface, *hook, found)
+                .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
             Ok(datapath)
         });
         match attempt {
@@ -162,8 +178,10 @@ pub async fn load_and_attach(
                     program: Some(Held::of(&datapath)?),
                     interface: interface.clone(),
                     hook: *hook,
+                    pins,
                     stays: found.is_some(),
                 };
+
                 go_on(&datapath, old, tables)?;
                 return Ok((datapath, attachment));
             }
@@ -220,9 +238,6 @@ pub fn find(interface: &Interface) -> Result<Option<Found>> {
     let Some(there) = datapath::attached(interface.index)? else {
         return Ok(None);
     };
-    if !there.is_ours() {
-        bail!("{}", foreign(interface, &there));
-    }
     let doing = || {
         format!(
             "taking over program {} on {1}, which an earlier run left (`xdp-proxy stop -i {1}` \
@@ -230,7 +245,10 @@ pub fn find(interface: &Interface) -> Result<Option<Found>> {
             there.id, interface.name
         )
     };
-    let found = Found::open(&there).with_context(doing)?;
+    let found = Found::open(interface.index, &there).with_context(doing)?;
+    let Some(found) = found else {
+        bail!("{}", foreign(interface, &there));
+    };
     found.maps().with_context(doing)?;
     Ok(Some(found))
 }

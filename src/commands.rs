@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The subcommands that are not the daemon: `check`, `status`, `reload`, `stop`.
+//! The subcommands that are not the daemon: `check`, `status`, `drain`, `reload`, `stop`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::config::{self, Footprint};
 use crate::control::{self, Request, Response};
-use crate::datapath;
+use crate::datapath::{self, Found, Pins};
+use crate::health;
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
 use crate::status::Status;
@@ -28,6 +29,7 @@ pub fn check(config: &Config) -> Result<String> {
         flows: tables.capacity() as u64,
         memory_bytes: tables.memory_bytes(datapath::cpus()) as u64,
     };
+    health::Plan::new(config)?;
     Ok(config::describe(config, &footprint))
 }
 
@@ -79,6 +81,36 @@ pub fn reload(interface: Option<&str>) -> Result<String> {
     Ok(done)
 }
 
+/// Drains a backend of what runs on an interface, or on all of this network namespace;
+/// or ends that. Returns what was done, by line.
+///
+/// # Errors
+/// There is no such backend on one of them. Or nothing runs there.
+pub fn drain(
+    interface: Option<&str>,
+    backend: &str,
+    service: Option<&str>,
+    drains: bool,
+) -> Result<String> {
+    let mut done = String::new();
+    for name in interfaces(interface)? {
+        let request = Request::Drain {
+            backend: backend.into(),
+            service: service.map(Into::into),
+            drains,
+        };
+        match control::ask(&name, request)? {
+            Some(Response::Done(lines)) => done += &lines,
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(_) | None => {}
+        }
+    }
+    if done.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    Ok(done)
+}
+
 /// Ends what runs on an interface, or on all of this network namespace, and
 /// removes what a dead daemon left attached. Returns what was done, by line.
 ///
@@ -93,23 +125,38 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
             Some(_) | None => {}
         }
     }
+    let all = neighbour::interfaces().await?;
+    let here: Vec<u32> = all.iter().map(|interface| interface.index).collect();
     let left = match interface {
         Some(name) => vec![neighbour::interface(name).await?],
-        None => neighbour::interfaces().await?,
+        None => all,
     };
     for Interface { index, name, .. } in left {
-        if let Some(program) = datapath::attached(index)?.filter(datapath::Attached::is_ours) {
-            datapath::detach(index, &program).with_context(|| format!("detaching from {name}"))?;
+        if let Some(found) = found_on(index)? {
+            datapath::detach_fd(index, found.program(), found.hook)
+                .with_context(|| format!("detaching from {name}"))?;
             done += &format!(
                 "detached: {name}, from program {} of a dead daemon\n",
-                program.id
+                found.id
             );
         }
+        Pins::of(index)?.keep(None);
+    }
+    for _ in 0..datapath::remove_pins_of_others(&here)? {
+        done += "unpinned: the program of an interface that is not there any more\n";
     }
     if done.is_empty() {
         bail!("{}", nothing_runs(interface));
     }
     Ok(done)
+}
+
+/// Our program on an interface.
+fn found_on(interface: u32) -> Result<Option<Found>> {
+    match datapath::attached(interface)? {
+        Some(there) => Found::open(interface, &there),
+        None => Ok(None),
+    }
 }
 
 fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {

@@ -7,6 +7,7 @@ mod hook;
 mod host;
 mod map;
 mod maps;
+mod pins;
 mod words;
 
 use std::mem::MaybeUninit;
@@ -19,9 +20,10 @@ use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{Program, ProgramInput, ProgramMut};
 
 pub use found::Found;
-pub use hook::{Attached, Hook, attach_fd, attached, detach, detach_fd, replace_fd};
+pub use hook::{Attached, Hook, attach_fd, attached, detach_fd, replace_fd};
 pub use host::{cpus, tick};
 pub use maps::Maps;
+pub use pins::{Pins, remove_pins_of_others};
 
 use crate::abi::{self, types};
 use crate::tables::{Tables, with_room};

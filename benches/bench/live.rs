@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{Xdp, XdpFlags};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
-use xdp_proxy::datapath::{Hook, attached, detach};
+use xdp_proxy::datapath::{Hook, detach_fd};
 
 use crate::Effort;
 use crate::bpf::Driver;
@@ -96,9 +96,7 @@ impl Wire {
         rig.datapath.attach(self.lb, mode)?;
         let packets_per_s = self.rate(driver, mode, frames)?;
         rig.ran.set(rig.ran.get() + u64::from(frames));
-        if let Some(ours) = attached(self.lb)? {
-            detach(self.lb, &ours)?;
-        }
+        detach_fd(self.lb, rig.datapath.program().as_fd(), mode)?;
         Ok(LiveRound {
             swap_macs_per_s,
             packets_per_s,

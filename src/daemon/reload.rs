@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use nix::libc::malloc_trim;
 use nix::unistd::{AccessFlags, access};
 
 use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
-use super::{Daemon, SETTLE_DEADLINE};
+use super::update::now_s;
+use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
 use crate::datapath;
+use crate::health::{Plan, Target};
 use crate::manager;
 use crate::neighbour::Neighbours;
 use crate::service::{Backend, Config, Listen, Service};
@@ -34,6 +37,7 @@ impl Daemon {
             Err(error) => tracing::error!("not reloaded, nothing was changed: {error:#}"),
         }
         manager::ready(&self.summary());
+        give_memory_back();
         reloaded
     }
 
@@ -57,6 +61,7 @@ impl Daemon {
             bail!("it was started with --listen and --backend: there is no file to read again");
         }
         let config = config::load(&self.input, &HostPorts::read()?)?;
+        let plan = Plan::new(&config)?;
         let fixed = [
             ("interface", config.interface == self.config.interface),
             ("mode", config.mode == self.config.mode),
@@ -70,7 +75,12 @@ impl Daemon {
         let mut addresses = backend_addresses(&config);
         addresses.extend(addresses_with_flows(&self.tables, has_flows));
         let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
-        neighbours.settle(SETTLE_DEADLINE).await;
+        let known = |target: &Target| self.checks.health(target).unwrap_or_default();
+        let checks = self.checks.followed_by(plan, known);
+        tokio::join!(
+            neighbours.settle(SETTLE_DEADLINE),
+            checks.settle(CHECKS_DEADLINE)
+        );
         let trunk = Trunk::look(&self.interface).await?;
         let mut tables = self.tables.followed_by(
             &config,
@@ -79,6 +89,8 @@ impl Daemon {
             has_flows,
         )?;
         tables.set_held(&neighbours.held());
+        tables.take_health(now_s()?, |target| checks.health(target));
+        tables.drain(now_s()?);
 
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
         let interface = neighbours.interface();
@@ -90,11 +102,18 @@ impl Daemon {
         self.datapath = datapath;
         (self.config, self.tables) = (config, tables);
         (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
+        self.checks = checks;
         self.report_foreign_sources().await?;
         self.report_unreachable();
         self.report_vlan_faults().await?;
         Ok(change)
     }
+}
+
+/// What the old tables took goes back to the kernel now, not when it suits the allocator.
+fn give_memory_back() {
+    // SAFETY: it looks at free memory alone.
+    unsafe { malloc_trim(0) };
 }
 
 /// What differs between two configurations, in a line.

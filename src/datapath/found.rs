@@ -8,6 +8,7 @@ use libbpf_rs::Program;
 
 use super::hook::{Attached, Hook, open_program};
 use super::maps::Maps;
+use super::pins::Pins;
 use crate::abi;
 
 /// The program on an interface, and its maps.
@@ -19,17 +20,24 @@ pub struct Found {
 }
 
 impl Found {
-    /// Opens what is attached by the kernel's numbers.
+    /// Opens what is attached to an interface, by its pins or by the kernel's numbers;
+    /// `None`: it is not ours, as far as this process may know.
     ///
     /// # Errors
-    /// Without CAP_SYS_ADMIN.
-    pub fn open(attached: &Attached) -> Result<Found> {
-        Ok(Found {
+    /// It is ours, but can't be opened.
+    pub fn open(interface: u32, attached: &Attached) -> Result<Option<Found>> {
+        let (program, maps) = match Pins::of(interface)?.open(attached.id) {
+            Ok(Some(pinned)) => pinned,
+            _ if attached.is_ours() => (open_program(attached)?, Maps::of_program(attached.id)?),
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Found {
             id: attached.id,
             hook: attached.hook,
-            program: open_program(attached)?,
-            maps: Maps::of_program(attached.id)?,
-        })
+            program,
+            maps,
+        }))
     }
 
     /// The same by descriptors that its daemon has handed over.

@@ -2,7 +2,7 @@
 //! The kernel's hooks for XDP: what is attached to an interface, and how it is
 //! put there, replaced and taken away.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Program, ProgramHandle, XdpFlags};
@@ -88,11 +88,6 @@ pub fn attach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> 
 }
 
 /// Detaches a program, if it is still the one that is attached.
-pub fn detach(interface: u32, program: &Attached) -> Result<()> {
-    detach_fd(interface, open_program(program)?.as_fd(), program.hook)
-}
-
-/// The same for a program that this process holds.
 pub fn detach_fd(interface: u32, program: BorrowedFd, hook: Hook) -> Result<()> {
     put_in_place(interface, None, program, hook)
 }

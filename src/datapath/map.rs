@@ -2,7 +2,10 @@
 //! One map of the kernel's by its descriptor, whoever made it, and its values by
 //! their types.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{MapCore, MapInfo, MapType};
@@ -132,6 +135,26 @@ impl Map {
         Err(std::io::Error::from_raw_os_error(-error))
             .with_context(|| format!("{doing} entry {index} of the map {:?}", self.name))
     }
+}
+
+/// Gives a program or a map a name in a bpffs.
+pub(super) fn pin(object: BorrowedFd, path: &Path) -> Result<()> {
+    let doing = || format!("pinning {}", path.display());
+    let name = CString::new(path.as_os_str().as_bytes()).with_context(doing)?;
+    // SAFETY: the name ends with a NUL, and both live across the call.
+    let error = unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), name.as_ptr()) };
+    match error {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(-error)).with_context(doing),
+    }
+}
+
+/// What has this name in a bpffs.
+pub(super) fn pinned(path: &Path) -> Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the name ends with a NUL and lives across the call.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(name.as_ptr()) };
+    owned(fd).with_context(|| format!("opening {}", path.display()))
 }
 
 /// What libbpf returns for a descriptor.

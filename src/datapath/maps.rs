@@ -78,6 +78,10 @@ impl Maps {
             .with_context(|| format!("the program has no map {name:?}"))
     }
 
+    pub(super) fn all(&self) -> &[Map] {
+        &self.all
+    }
+
     /// Both have one and the same map of this name.
     pub(super) fn share(&self, other: &Maps, name: &str) -> bool {
         let id = |maps: &Maps| maps.named(name).ok().map(|map| map.id);

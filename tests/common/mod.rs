@@ -4,6 +4,7 @@
 
 use std::process::Command;
 
+pub mod books;
 pub mod case;
 pub mod connection;
 pub mod dns;

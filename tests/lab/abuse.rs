@@ -9,7 +9,7 @@ use std::time::Duration;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use xdp_proxy::service::Protocol;
 
-use crate::accounting::adds_up;
+use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::frame::Frame;
 use crate::common::frames::{ETHERNET_BYTES, Sum};

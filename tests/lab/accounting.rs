@@ -1,37 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Every packet is counted once: beside the kernel's own counters.
 
-use std::time::Duration;
-
 use serde_json::Value;
 
+use crate::common::books::{adds_up, still_moment};
 use crate::common::http::Connection;
-use crate::common::lab::{LB, Lab, TWO, sum};
-
-/// Packets that `eth0` of `lb` received, by the kernel's count, and the status
-/// of the same moment.
-fn still_moment(lab: &Lab) -> (u64, Value) {
-    let received = || -> u64 {
-        let count = lab.at("lb", "cat /sys/class/net/eth0/statistics/rx_packets");
-        count.trim().parse().unwrap()
-    };
-    for _ in 0..100 {
-        let before = received();
-        std::thread::sleep(Duration::from_millis(20));
-        let status = lab.status();
-        if received() == before {
-            return (before, status);
-        }
-    }
-    panic!("packets keep coming");
-}
-
-pub fn adds_up(status: &Value) {
-    let packets = &status["packets"];
-    let parts =
-        packets["passed"].as_u64().unwrap() + sum(&packets["sent"]) + sum(&packets["dropped"]);
-    assert_eq!(packets["received"].as_u64(), Some(parts), "{packets:#}");
-}
+use crate::common::lab::{LB, Lab, TWO_UNCHECKED, sum};
 
 /// Segments that the hosts' TCP received.
 fn segments(lab: &Lab, hosts: &[&str]) -> u64 {
@@ -46,7 +20,8 @@ fn what_is_counted_is_what_the_kernel_counts() {
     let Some(lab) = crate::lab("what_is_counted_is_what_the_kernel_counts") else {
         return;
     };
-    let lb = lab.balance(TWO);
+    let file = lab.write("two.toml", TWO_UNCHECKED);
+    let lb = lab.balance(&format!("-c {file}"));
     let (kernel_before, before) = still_moment(&lab);
     let at_backends = segments(&lab, &["http1", "http2"]);
     let at_client = segments(&lab, &["client"]);
@@ -109,7 +84,8 @@ fn the_sum_holds_while_packets_come() {
     let Some(lab) = crate::lab("the_sum_holds_while_packets_come") else {
         return;
     };
-    let lb = lab.balance(TWO);
+    let file = lab.write("two.toml", TWO_UNCHECKED);
+    let lb = lab.balance(&format!("-c {file}"));
     let mut wrk = lab
         .command("client", "wrk")
         .args(["-t1", "-c20", "-d2s", "http://10.0.0.5/1m"])

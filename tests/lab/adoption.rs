@@ -8,7 +8,7 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::accounting::adds_up;
+use crate::common::books::adds_up;
 use crate::common::http::Connection;
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal, sum};
 use crate::common::load::{Downloads, Load};

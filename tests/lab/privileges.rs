@@ -18,7 +18,7 @@ const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
 /// A command's words before it, that give it these capabilities and no others, also
 /// to an ordinary user.
-fn with(capabilities: &str) -> String {
+pub fn with(capabilities: &str) -> String {
     let list = capabilities.replace(' ', ",+");
     let list = format!("-all,+{list}");
     format!("{NOBODY} --inh-caps={list} --ambient-caps={list} --bounding-set={list}")

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::accounting::adds_up;
+use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, HTTP1, LB, TWO, only_child, refusal, sum};
