@@ -80,6 +80,17 @@ What it prints is a file for -c, with every default written out.")]
     #[command(after_help = "Example:
   xdp-proxy status --json")]
     Status(StatusArgs),
+    /// Let a backend keep its flows and get no new ones
+    #[command(after_help = "Example:
+  xdp-proxy drain 10.0.0.2
+  xdp-proxy drain 10.0.0.2:80 --service web
+
+`status` counts the flows that are left. A reload changes nothing of it.")]
+    Drain(DrainArgs),
+    /// Let a drained backend get new flows again
+    #[command(after_help = "Example:
+  xdp-proxy undrain 10.0.0.2:80 --service web")]
+    Undrain(DrainArgs),
     /// Read the configuration file again and apply the difference
     #[command(after_help = "Example:
   xdp-proxy reload -i eth0
@@ -167,6 +178,18 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// The backend; without a port all of this address
+    #[arg(value_name = "ADDR[:PORT]")]
+    pub backend: String,
+    /// The service that it is a backend of [default: every one that has it]
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    #[command(flatten)]
+    pub interface: InterfaceArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -271,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn status_and_stop_take_an_interface() {
+    fn status_drain_and_stop_take_an_interface() {
         let Ok(Command::Status(status)) = parse("xdp-proxy status -i eth0 --json") else {
             panic!()
         };
@@ -279,6 +302,16 @@ mod tests {
             (status.interface.as_deref(), status.json),
             (Some("eth0"), true)
         );
+        let Ok(Command::Undrain(undrain)) =
+            parse("xdp-proxy undrain 10.0.0.2:80 --service web -i eth0")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (&*undrain.backend, undrain.service.as_deref()),
+            ("10.0.0.2:80", Some("web"))
+        );
+        assert_eq!(undrain.interface.interface.as_deref(), Some("eth0"));
         let Ok(Command::Stop(stop)) = parse("xdp-proxy stop") else {
             panic!()
         };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The subcommands that are not the daemon: `check`, `status`, `reload`, `stop`.
+//! The subcommands that are not the daemon: `check`, `status`, `drain`, `reload`, `stop`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::config::{self, Footprint};
 use crate::control::{self, Request, Response};
 use crate::datapath::{self, Found, Pins};
+use crate::health;
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
 use crate::status::Status;
@@ -28,6 +29,7 @@ pub fn check(config: &Config) -> Result<String> {
         flows: tables.capacity() as u64,
         memory_bytes: tables.memory_bytes(datapath::cpus()) as u64,
     };
+    health::Plan::new(config)?;
     Ok(config::describe(config, &footprint))
 }
 
@@ -69,6 +71,36 @@ pub fn reload(interface: Option<&str>) -> Result<String> {
     for name in interfaces(interface)? {
         match control::ask(&name, Request::Reload)? {
             Some(Response::Reloaded(change)) => done += &format!("reloaded: {name}: {change}\n"),
+            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(_) | None => {}
+        }
+    }
+    if done.is_empty() {
+        bail!("{}", nothing_runs(interface));
+    }
+    Ok(done)
+}
+
+/// Drains a backend of what runs on an interface, or on all of this network namespace;
+/// or ends that. Returns what was done, by line.
+///
+/// # Errors
+/// There is no such backend on one of them. Or nothing runs there.
+pub fn drain(
+    interface: Option<&str>,
+    backend: &str,
+    service: Option<&str>,
+    drains: bool,
+) -> Result<String> {
+    let mut done = String::new();
+    for name in interfaces(interface)? {
+        let request = Request::Drain {
+            backend: backend.into(),
+            service: service.map(Into::into),
+            drains,
+        };
+        match control::ask(&name, request)? {
+            Some(Response::Done(lines)) => done += &lines,
             Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
             Some(_) | None => {}
         }

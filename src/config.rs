@@ -5,6 +5,7 @@
 mod describe;
 mod draft;
 mod file;
+mod health;
 mod host;
 mod value;
 
@@ -14,8 +15,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub use describe::{Footprint, describe};
+pub use health::check_word;
 pub use host::HostPorts;
-pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, scheduler_word};
+pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, duration_text, scheduler_word};
 
 use crate::service::{BACKENDS_MAX, Config, Mode, SERVICES_MAX, SOURCES_MAX, Service};
 use draft::Draft;

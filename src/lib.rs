@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod health;
 pub mod maglev;
 pub mod manager;
 pub mod neighbour;

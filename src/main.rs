@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use tracing_subscriber::filter::LevelFilter;
 
-use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, RunArgs};
+use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, DrainArgs, RunArgs};
 use xdp_proxy::config::{self, ConfigError, HostPorts};
 use xdp_proxy::service::Config;
 use xdp_proxy::{commands, daemon};
@@ -44,11 +44,18 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Check(args) => print(&commands::check(&load(args)?)?),
         Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),
+        Command::Drain(args) => print(&drain(&args, true)?),
+        Command::Undrain(args) => print(&drain(&args, false)?),
         Command::Reload(args) => print(&commands::reload(args.interface.as_deref())?),
         Command::Stop(args) => print(&runtime.block_on(commands::stop(args.interface.as_deref()))?),
         Command::Completions { shell } => print(&cli::completions(shell)),
         Command::Manual => print(&cli::manual()),
     }
+}
+
+fn drain(args: &DrainArgs, drains: bool) -> Result<String> {
+    let interface = args.interface.interface.as_deref();
+    commands::drain(interface, &args.backend, args.service.as_deref(), drains)
 }
 
 fn load(args: ConfigArgs) -> Result<Config> {

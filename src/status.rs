@@ -42,10 +42,17 @@ pub struct ServiceStatus {
 pub struct BackendStatus {
     pub address: String,
     pub weight: u16,
-    /// "up", or "unreachable".
+    /// "up", "down" (by its checks), "unreachable" (by its next hop), "draining", or
+    /// "leaving" (configured no more).
     pub state: String,
     /// Why it is not up.
     pub reason: Option<String>,
+    /// Of one that is checked.
+    pub health: Option<HealthStatus>,
+    /// By command.
+    pub drained: bool,
+    /// Of one that drains: by command or by weight 0.
+    pub draining_for_seconds: Option<u64>,
     pub mac: Option<String>,
     /// The address that `mac` belongs to: the backend's own or a router's.
     pub next_hop: Option<IpAddr>,
@@ -56,6 +63,36 @@ pub struct BackendStatus {
     pub flows: u64,
     #[serde(flatten)]
     pub counters: BackendCounters,
+}
+
+/// What checks say of a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// "tcp", "http", "https" or "udp".
+    pub check: String,
+    /// "up", "down", or "unknown": it was not asked yet.
+    pub state: String,
+    /// It is in that state.
+    pub for_seconds: u64,
+    /// Why the last check failed, if it did; one alone does not change the state.
+    pub error: Option<String>,
+}
+
+impl BackendStatus {
+    /// Why it gets no new flows and since when; empty if it does.
+    fn remark(&self) -> String {
+        let since = match (&*self.state, &self.health) {
+            ("draining" | "leaving", _) => self.draining_for_seconds,
+            ("down", Some(health)) => Some(health.for_seconds),
+            _ => None,
+        };
+        let since = since.map(|seconds| format!("for {seconds} s"));
+        let parts: Vec<String> = self.reason.clone().into_iter().chain(since).collect();
+        match parts.is_empty() {
+            true => String::new(),
+            false => format!("  {}", parts.join(", ")),
+        }
+    }
 }
 
 impl fmt::Display for Status {
@@ -103,11 +140,7 @@ impl fmt::Display for Status {
                     counters.returned_packets,
                     counters.forwarded_bytes,
                     counters.returned_bytes,
-                    backend
-                        .reason
-                        .as_ref()
-                        .map(|reason| format!("  {reason}"))
-                        .unwrap_or_default()
+                    backend.remark()
                 )?;
             }
         }

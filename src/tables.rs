@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::abi;
 use crate::maglev::{self, Member};
 use crate::service::{
-    Backend, Config, Health, Listen, Policy, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
+    Backend, Config, Listen, Policy, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
 };
 pub use condition::Condition;
 pub use listeners::Listeners;
@@ -474,7 +474,7 @@ impl Tables {
             .map(|(mac, source)| (mac, table.path.tags, source));
         let condition = &table.condition;
         abi::backend {
-            ends_flows: self.ends_flows(table).into(),
+            ends_flows: self.ends_flows(index).into(),
             health: abi::health_number(condition.health),
             drained: condition.drained.into(),
             health_since_s: condition.health_since_s,
@@ -491,13 +491,17 @@ impl Tables {
 
     /// The backends of service `index` that take new flows.
     fn members(&self, index: usize) -> Vec<Member> {
-        let ignores_health = self.ignores_health(index);
-        self.able(index)
-            .filter(|(_, table)| ignores_health || table.condition.health != Health::Down)
-            .map(|(number, table)| Member {
-                identity: table.backend.address,
-                weight: table.backend.weight,
-                index: number as u16,
+        self.services[index]
+            .backends
+            .iter()
+            .filter(|number| self.takes_flows(**number))
+            .map(|number| {
+                let backend = &self.backends[number - 1].backend;
+                Member {
+                    identity: backend.address,
+                    weight: backend.weight,
+                    index: *number as u16,
+                }
             })
             .collect()
     }

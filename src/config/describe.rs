@@ -3,7 +3,10 @@
 
 use std::fmt::Write;
 
-use super::value::{FORWARDINGS, MODES, SCHEDULERS, duration_text, word};
+use super::health;
+use super::value::{
+    ALL_DOWNS, FORWARDINGS, MODES, NEVER, ON_FAILURES, SCHEDULERS, duration_text, word,
+};
 use crate::service::{Config, Service};
 
 /// What a configuration takes once it runs.
@@ -79,6 +82,19 @@ fn describe_service(text: &mut String, service: &Service) {
     let timeouts =
         timeouts.map(|(key, timeout)| format!("{key} = {}", string(&duration_text(timeout))));
     line(text, "timeouts", format!("{{ {} }}", timeouts.join(", ")));
+    line(text, "health", health::describe(&service.health, string));
+    let policy = &service.policy;
+    line(
+        text,
+        "on_failure",
+        string(word(&ON_FAILURES, policy.on_failure)),
+    );
+    line(text, "all_down", string(word(&ALL_DOWNS, policy.all_down)));
+    line(
+        text,
+        "drain_timeout",
+        string(&policy.drain_timeout.map_or(NEVER.into(), duration_text)),
+    );
     for backend in &service.backends {
         text.push_str("\n[[service.backend]]\n");
         line(text, "address", string(&backend.to_string()));

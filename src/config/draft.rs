@@ -6,15 +6,17 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::file::{FileBackend, FileService, FileTimeouts};
-use super::value::{self, FORWARDINGS, SCHEDULERS};
+use super::value::{self, ALL_DOWNS, FORWARDINGS, ON_FAILURES, SCHEDULERS};
 use super::{ConfigError, HostPorts};
-use crate::service::{Backend, Listen, PortRanges, Protocol, Service, Timeouts, WEIGHT_MAX};
+use crate::service::{
+    Backend, Listen, Policy, PortRanges, Protocol, Service, Timeouts, WEIGHT_MAX,
+};
 
 /// A service's keys as text.
 pub(super) struct Draft {
     /// In front of a key in errors: `web.toml: service "web": `, or `--` for flags.
     scope: String,
-    keys: FileService,
+    pub(super) keys: FileService,
     /// The backends' values to show in errors, in the order of the keys.
     shown: Vec<String>,
 }
@@ -96,14 +98,14 @@ impl Draft {
             source: self.source(listen)?,
             source_ports: self.source_ports(host)?,
             timeouts: self.timeouts(listen.protocol)?,
-            health: None,
-            policy: crate::service::Policy::default(),
+            health: self.health(listen, host)?,
+            policy: self.policy()?,
             backends: self.backends(listen)?,
         })
     }
 
     /// The value of a key that may be left out.
-    fn key<T>(
+    pub(super) fn key<T>(
         &self,
         key: &str,
         text: &Option<String>,
@@ -154,10 +156,7 @@ impl Draft {
         } = &self.keys.timeouts;
         let default = Timeouts::of(protocol);
         let timeout = |key: &str, written: &Option<toml::Value>, default| {
-            let text = written.as_ref().map(|written| match written {
-                toml::Value::String(text) => text.clone(),
-                other => other.to_string(),
-            });
+            let text = written.as_ref().map(value::text);
             let timeout = self.key(&format!("timeouts.{key}"), &text, value::timeout)?;
             Ok(timeout.unwrap_or(default))
         };
@@ -165,6 +164,23 @@ impl Draft {
             unanswered: timeout("unanswered", unanswered, default.unanswered)?,
             established: timeout("established", established, default.established)?,
             closing: timeout("closing", closing, default.closing)?,
+        })
+    }
+
+    fn policy(&self) -> Result<Policy, ConfigError> {
+        let on_failure = |text: &str| value::choice(&ON_FAILURES, text);
+        let all_down = |text: &str| value::choice(&ALL_DOWNS, text);
+        let drain_timeout = self.keys.drain_timeout.as_ref().map(value::text);
+        Ok(Policy {
+            on_failure: self
+                .key("on_failure", &self.keys.on_failure, on_failure)?
+                .unwrap_or_default(),
+            all_down: self
+                .key("all_down", &self.keys.all_down, all_down)?
+                .unwrap_or_default(),
+            drain_timeout: self
+                .key("drain_timeout", &drain_timeout, value::timeout_or_never)?
+                .flatten(),
         })
     }
 

@@ -36,6 +36,11 @@ pub(super) struct FileService {
     #[serde(default)]
     pub timeouts: FileTimeouts,
     #[serde(default)]
+    pub health: FileHealth,
+    pub on_failure: Option<String>,
+    pub all_down: Option<String>,
+    pub drain_timeout: Option<toml::Value>,
+    #[serde(default)]
     pub backend: Vec<FileBackend>,
 }
 
@@ -47,6 +52,47 @@ pub(super) struct FileTimeouts {
     pub unanswered: Option<toml::Value>,
     pub established: Option<toml::Value>,
     pub closing: Option<toml::Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileHealth {
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub port: Option<i64>,
+    pub interval: Option<toml::Value>,
+    pub timeout: Option<toml::Value>,
+    pub rise: Option<i64>,
+    pub fall: Option<i64>,
+    pub path: Option<String>,
+    pub host: Option<String>,
+    pub status: Option<toml::Value>,
+    pub verify: Option<bool>,
+    pub ca: Option<String>,
+    pub payload: Option<String>,
+    pub reply: Option<String>,
+}
+
+impl FileHealth {
+    /// The keys that are written, but for the type.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        [
+            ("port", self.port.is_some()),
+            ("interval", self.interval.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("rise", self.rise.is_some()),
+            ("fall", self.fall.is_some()),
+            ("path", self.path.is_some()),
+            ("host", self.host.is_some()),
+            ("status", self.status.is_some()),
+            ("verify", self.verify.is_some()),
+            ("ca", self.ca.is_some()),
+            ("payload", self.payload.is_some()),
+            ("reply", self.reply.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(key, given)| given.then_some(key))
+    }
 }
 
 #[derive(Deserialize)]

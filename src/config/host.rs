@@ -49,6 +49,27 @@ impl HostPorts {
         ConfigError::new(&place, mend)
     }
 
+    /// Whether the host has ports for connections that it begins.
+    pub(super) fn has_own(&self) -> bool {
+        let mut local = self.local.clone();
+        local.any(|port| !self.keeps_off(port))
+    }
+
+    fn keeps_off(&self, port: u16) -> bool {
+        self.reserved.iter().any(|range| range.contains(&port))
+    }
+
+    /// The error of checks that no port is left for.
+    pub(super) fn no_port_for_checks(&self) -> ConfigError {
+        let place = format!(
+            "net.ipv4.ip_local_reserved_ports {:?}",
+            PortRanges::new(self.reserved.clone()).map_or_else(String::new, |all| all.to_string())
+        );
+        let mend = "leaves the host no port to check backends from; leave it some, or give the \
+                    service health = { type = \"none\" }";
+        ConfigError::new(&place, mend)
+    }
+
     /// Those of the ports that the host gives to its own connections.
     pub(super) fn taken_from(&self, ports: &PortRanges) -> Option<PortRanges> {
         let (first, last) = (*self.local.start(), *self.local.end());
@@ -56,8 +77,7 @@ impl HostPorts {
             .ranges()
             .iter()
             .map(|range| first.max(*range.start())..=last.min(*range.end()));
-        let kept_off = |port: u16| self.reserved.iter().any(|range| range.contains(&port));
-        let taken = both.flatten().filter(|port| !kept_off(*port));
+        let taken = both.flatten().filter(|port| !self.keeps_off(*port));
         PortRanges::new(taken.map(|port| port..=port).collect())
     }
 

@@ -8,7 +8,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::service::{
-    Forwarding, Listen, ListenPorts, Mode, PortRanges, Protocol, Scheduler, WEIGHT_MAX,
+    AllDown, Forwarding, Listen, ListenPorts, Mode, OnFailure, PortRanges, Protocol, Scheduler,
+    StatusCodes, WEIGHT_MAX,
 };
 
 /// What could not be made of a text, and the mend.
@@ -29,6 +30,24 @@ pub(super) const SCHEDULERS: [(&str, Scheduler); 5] = [
     ("random", Scheduler::Random),
     ("least-connections", Scheduler::LeastConnections),
 ];
+
+pub(super) const ON_FAILURES: [(&str, OnFailure); 2] =
+    [("reset", OnFailure::Reset), ("keep", OnFailure::Keep)];
+pub(super) const ALL_DOWNS: [(&str, AllDown); 2] = [
+    ("reject", AllDown::Reject),
+    ("ignore-health", AllDown::IgnoreHealth),
+];
+/// The word for a timeout that there is not.
+pub(super) const NEVER: &str = "never";
+
+/// What was written, if it should have been a string. A number without a unit is a
+/// likely mistake that deserves an error of its own.
+pub(super) fn text(written: &toml::Value) -> String {
+    match written {
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
 
 /// The value that the word stands for.
 pub(super) fn choice<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T> {
@@ -260,9 +279,92 @@ pub(super) fn timeout(text: &str) -> Result<Duration> {
         })
 }
 
+/// The same, or "never".
+pub(super) fn timeout_or_never(text: &str) -> Result<Option<Duration>> {
+    match text {
+        NEVER => Ok(None),
+        _ => timeout(text).map(Some),
+    }
+}
+
+/// What a request of HTTP asks for.
+pub(super) fn http_path(text: &str) -> Result<String> {
+    if !text.starts_with('/') || text.contains(|c: char| !c.is_ascii_graphic()) {
+        return Err("is no path; begin it with / and write no blanks in it".into());
+    }
+    Ok(text.to_string())
+}
+
+/// A host's name or address, with a port or without.
+pub(super) fn http_host(text: &str) -> Result<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if text.is_empty() || !text.contains(fits) || text.contains(|c| !fits(c)) {
+        return Err("is no host; write a name as in www.example.com".into());
+    }
+    Ok(text.to_string())
+}
+
+/// Codes of HTTP: `200,204,300-399`.
+pub(super) fn status_codes(text: &str) -> Result<StatusCodes> {
+    let code = |text: &str| {
+        let code = text.trim().parse::<u16>().ok();
+        code.filter(|code| (100..=599).contains(code))
+    };
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = code(first)?..=code(last)?;
+        (!range.is_empty()).then_some(range)
+    };
+    let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+    ranges
+        .map(StatusCodes)
+        .ok_or_else(|| "must be codes from 100 to 599, as in \"200\" or \"200,300-399\"".into())
+}
+
+/// What a datagram of a check may have, at most.
+const BYTES_MAX: usize = 1024;
+
+/// The bytes of a text, or those that `hex:` is followed by.
+pub(super) fn bytes(text: &str) -> Result<Vec<u8>> {
+    let bytes = match text.strip_prefix("hex:") {
+        None => text.as_bytes().to_vec(),
+        Some(digits) => hex(digits)
+            .ok_or("has no whole bytes behind hex: in it; write two digits for each".to_string())?,
+    };
+    match bytes.len() {
+        0 => Err("is empty; give at least one byte".into()),
+        length if length > BYTES_MAX => {
+            Err(format!("has {length} bytes; give at most {BYTES_MAX}"))
+        }
+        _ => Ok(bytes),
+    }
+}
+
+fn hex(digits: &str) -> Option<Vec<u8>> {
+    let digits = digits.chars().map(|digit| digit.to_digit(16));
+    let digits: Vec<u32> = digits.collect::<Option<_>>()?;
+    let pairs = digits.chunks(2);
+    pairs
+        .map(|pair| match pair {
+            [high, low] => Some((high * 16 + low) as u8),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What [`bytes`] reads as the same.
+pub(super) fn bytes_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) && !text.starts_with("hex:") => text.into(),
+        _ => bytes.iter().fold("hex:".into(), |text: String, byte| {
+            text + &format!("{byte:02x}")
+        }),
+    }
+}
+
 /// A duration of whole milliseconds in the longest unit that fits: what
 /// [`timeout`] reads as the same duration.
-pub(super) fn duration_text(duration: Duration) -> String {
+pub fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     let fits = |(_, unit_ms): &&(&str, u64)| ms.is_multiple_of(u128::from(*unit_ms));
     let (unit, unit_ms) = UNITS_MS.iter().find(fits).unwrap_or(&("ms", 1));

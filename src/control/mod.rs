@@ -35,10 +35,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a client waits for the daemon.
 const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
     Status,
+    /// Drain a backend, of one service or of all that have it; or end that.
+    Drain {
+        backend: String,
+        service: Option<String>,
+        drains: bool,
+    },
     /// Read the configuration file again, and apply the difference.
     Reload,
     /// Detach and exit; answered when that is done.
@@ -54,6 +60,8 @@ pub enum Response {
     Status(Box<Status>),
     /// What was changed, in a line.
     Reloaded(String),
+    /// What was done, by line.
+    Done(String),
     Stopped,
     /// The descriptors come with it: the socket, the program, the maps.
     HandedOver,

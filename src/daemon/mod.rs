@@ -2,14 +2,15 @@
 //! What `run` does: configuration x neighbours -> the datapath's maps, until
 //! it is told to end.
 
+mod drain;
 mod reload;
 mod report;
 mod routes;
 mod start;
+mod update;
 
 pub use start::{Manner, run};
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,15 +20,18 @@ use crate::attach::Attachment;
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::Datapath;
+use crate::health::Checks;
 use crate::manager::{self, Watchdog};
-use crate::neighbour::{DisplayMac, Interface, Neighbours};
+use crate::neighbour::{Interface, Neighbours};
 use crate::service::Config;
-use crate::tables::{BackendTable, ServiceTable, Tables, Tenure};
+use crate::tables::{ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
-use routes::path_of;
+use update::now_s;
 
 /// How long a start or a reload waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
+/// How long it waits for what checks say of backends first.
+const CHECKS_DEADLINE: Duration = Duration::from_millis(500);
 /// How long another daemon may take to take over.
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
 /// How often flows whose time is over are ended in silence.
@@ -70,6 +74,7 @@ struct Daemon {
     interface: Interface,
     trunk: Trunk,
     neighbours: Neighbours,
+    checks: Checks,
 }
 
 impl Daemon {
@@ -84,8 +89,9 @@ impl Daemon {
                 _ = signals.hangup.recv() => drop(self.reload().await),
                 changed = self.neighbours.changed() => {
                     changed.with_context(|| format!("serving on {}", self.interface.name))?;
-                    self.apply()?;
+                    self.apply(|_| ())?;
                 }
+                () = self.checks.changed() => self.apply(|_| ())?,
                 Some((request, caller)) = control.call() => match request {
                     Request::Stop => return Ok(End::Stop(caller)),
                     Request::TakeOver => {
@@ -96,6 +102,13 @@ impl Daemon {
                     Request::Reload => {
                         let response = match self.reload().await {
                             Ok(change) => Response::Reloaded(change),
+                            Err(error) => Response::Error(format!("{error:#}")),
+                        };
+                        drop(caller.answer(response));
+                    }
+                    Request::Drain { backend, service, drains } => {
+                        let response = match self.drain(&backend, service.as_deref(), drains) {
+                            Ok(done) => Response::Done(done),
                             Err(error) => Response::Error(format!("{error:#}")),
                         };
                         drop(caller.answer(response));
@@ -117,6 +130,9 @@ impl Daemon {
                             self.program_id,
                             self.interface.name
                         );
+                    }
+                    if self.tables.drain_is_due(now_s()?) {
+                        self.apply(|_| ())?;
                     }
                     self.datapath.sweep()?;
                 }
@@ -140,65 +156,12 @@ impl Daemon {
         Ok(false)
     }
 
-    /// The backends of the service at a place of the configuration.
-    fn backends_of(&self, number: usize) -> impl Iterator<Item = &BackendTable> {
+    /// The indexes of the backends of the service at a place of the configuration.
+    fn backends_of(&self, number: usize) -> impl Iterator<Item = usize> + '_ {
         let is_it = move |service: &&ServiceTable| {
             service.tenure == Tenure::Configured && service.number == number
         };
         let members = self.tables.services.iter().filter(is_it);
-        members
-            .flat_map(|service| &service.backends)
-            .map(|index| &self.tables.backends[index - 1])
-    }
-
-    /// Brings the maps up to what the neighbours say.
-    fn apply(&mut self) -> Result<()> {
-        let interface = self.neighbours.interface();
-        if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
-            self.datapath
-                .write_interface(interface.mac, interface.mtu)?;
-            tracing::info!(
-                "{}: MAC {}, MTU {}",
-                interface.name,
-                DisplayMac(interface.mac),
-                interface.mtu
-            );
-        }
-        self.interface = interface;
-
-        for place in self.tables.set_held(&self.neighbours.held()) {
-            self.datapath.write_address(&self.tables, place)?;
-        }
-
-        let mut services = BTreeSet::new();
-        for index in 1..=self.tables.backends.len() {
-            let table = &self.tables.backends[index - 1];
-            let backend = table.backend;
-            if table.tenure == Tenure::Vacant {
-                continue;
-            }
-            let old = table.path;
-            let new = table.path_after(path_of(self.reach(table)));
-            if new == old {
-                continue;
-            }
-            self.tables.backends[index - 1].path = new;
-            self.datapath.write_backend(&self.tables, index)?;
-            if new.alive != old.alive || new.source != old.source {
-                services.insert(self.tables.backends[index - 1].service);
-                match self.obstacle(&self.tables.backends[index - 1]) {
-                    Some(why) => tracing::warn!("backend {backend} gets no new flows: {why}"),
-                    None => tracing::info!("backend {backend} gets flows"),
-                }
-            }
-        }
-        let changed = !services.is_empty();
-        for service in services {
-            self.datapath.write_maglev(&self.tables, service)?;
-        }
-        if changed {
-            manager::status(&self.summary());
-        }
-        Ok(())
+        members.flat_map(|service| service.backends.iter().copied())
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The configuration is read again, and the difference applied.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,12 +10,14 @@ use nix::libc::malloc_trim;
 use nix::unistd::{AccessFlags, access};
 
 use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
-use super::{Daemon, SETTLE_DEADLINE};
+use super::update::now_s;
+use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
 use crate::datapath;
+use crate::health::{Plan, Target};
 use crate::manager;
 use crate::neighbour::Neighbours;
-use crate::service::{Config, Listen};
+use crate::service::{Backend, Config, Listen, Service};
 use crate::vlan::Trunk;
 
 impl Daemon {
@@ -59,6 +61,7 @@ impl Daemon {
             bail!("it was started with --listen and --backend: there is no file to read again");
         }
         let config = config::load(&self.input, &HostPorts::read()?)?;
+        let plan = Plan::new(&config)?;
         let fixed = [
             ("interface", config.interface == self.config.interface),
             ("mode", config.mode == self.config.mode),
@@ -72,7 +75,12 @@ impl Daemon {
         let mut addresses = backend_addresses(&config);
         addresses.extend(addresses_with_flows(&self.tables, has_flows));
         let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
-        neighbours.settle(SETTLE_DEADLINE).await;
+        let known = |target: &Target| self.checks.health(target).unwrap_or_default();
+        let checks = self.checks.followed_by(plan, known);
+        tokio::join!(
+            neighbours.settle(SETTLE_DEADLINE),
+            checks.settle(CHECKS_DEADLINE)
+        );
         let trunk = Trunk::look(&self.interface).await?;
         let mut tables = self.tables.followed_by(
             &config,
@@ -81,6 +89,8 @@ impl Daemon {
             has_flows,
         )?;
         tables.set_held(&neighbours.held());
+        tables.take_health(now_s()?, |target| checks.health(target));
+        tables.drain(now_s()?);
 
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
         let interface = neighbours.interface();
@@ -92,6 +102,7 @@ impl Daemon {
         self.datapath = datapath;
         (self.config, self.tables) = (config, tables);
         (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
+        self.checks = checks;
         self.report_foreign_sources().await?;
         self.report_unreachable();
         self.report_vlan_faults().await?;
@@ -107,29 +118,45 @@ fn give_memory_back() {
 
 /// What differs between two configurations, in a line.
 fn difference(old: &Config, new: &Config) -> String {
-    let listens = |config: &Config| -> BTreeSet<Listen> {
-        config
-            .services
-            .iter()
-            .map(|service| service.listen)
-            .collect()
-    };
-    let backends = |config: &Config| -> BTreeSet<(Listen, SocketAddr)> {
-        let services = config.services.iter();
-        services
-            .flat_map(|service| service.backends.iter().map(|b| (service.listen, b.address)))
-            .collect()
-    };
     if old == new {
         return "nothing differs".into();
     }
-    let (old_listens, new_listens) = (listens(old), listens(new));
-    let (old_backends, new_backends) = (backends(old), backends(new));
+    // Without backends and the place in the file, which are no change of a service.
+    let services = |config: &Config| -> BTreeMap<Listen, Service> {
+        let bare = |service: &Service| Service {
+            backends: Vec::new(),
+            ..service.clone()
+        };
+        let services = config.services.iter();
+        services
+            .map(|service| (service.listen, bare(service)))
+            .collect()
+    };
+    let backends = |config: &Config| -> BTreeMap<(Listen, SocketAddr), Backend> {
+        let services = config.services.iter();
+        services
+            .flat_map(|service| {
+                let backends = service.backends.iter();
+                backends.map(|backend| ((service.listen, backend.address), *backend))
+            })
+            .collect()
+    };
     format!(
-        "services: {} added, {} removed; backends: {} added, {} removed",
-        new_listens.difference(&old_listens).count(),
-        old_listens.difference(&new_listens).count(),
-        new_backends.difference(&old_backends).count(),
-        old_backends.difference(&new_backends).count()
+        "services: {}; backends: {}",
+        counts(&services(old), &services(new)),
+        counts(&backends(old), &backends(new))
+    )
+}
+
+fn counts<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> String {
+    let missing = |from: &BTreeMap<K, V>, keys: &BTreeMap<K, V>| {
+        keys.keys().filter(|key| !from.contains_key(key)).count()
+    };
+    let changed = |(key, value): &(&K, &V)| old.get(key).is_some_and(|old| old != *value);
+    format!(
+        "{} added, {} removed, {} changed",
+        missing(old, new),
+        missing(new, old),
+        new.iter().filter(changed).count()
     )
 }

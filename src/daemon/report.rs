@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What the daemon tells of itself: the line on stdout, warnings, the status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 
 use super::Daemon;
-use super::routes::reach_of;
+use super::routes::{reach_of, vips};
+use super::update::now_s;
 use crate::config;
+use crate::health::Report;
 use crate::manager;
 use crate::neighbour::{self, DisplayMac, Reach};
+use crate::service::Health;
 use crate::stats::BackendCounters;
-use crate::status::{BackendStatus, ServiceStatus, Status};
+use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status};
 use crate::tables::{BackendTable, Tenure};
 
 impl Daemon {
@@ -33,13 +36,13 @@ impl Daemon {
         let services: Vec<String> = (0..self.config.services.len())
             .map(|index| {
                 let members = self.backends_of(index);
-                let (all, alive) = members.fold((0, 0), |(all, alive), b| {
-                    (all + 1, alive + i32::from(b.path.alive))
+                let (all, serving) = members.fold((0, 0), |(all, serving), index| {
+                    (all + 1, serving + i32::from(self.tables.takes_flows(index)))
                 });
-                let count = if alive == all {
+                let count = if serving == all {
                     format!("{all}")
                 } else {
-                    format!("{alive} of {all}")
+                    format!("{serving} of {all}")
                 };
                 let noun = if all == 1 { "backend" } else { "backends" };
                 format!("{} -> {count} {noun}", self.config.services[index].listen)
@@ -77,7 +80,7 @@ impl Daemon {
             .iter()
             .filter(|b| b.tenure == Tenure::Configured)
         {
-            if let Some(why) = self.obstacle(backend) {
+            if let Some(why) = self.why_not(backend) {
                 tracing::warn!("backend {} gets no flows: {why}", backend.backend);
             }
         }
@@ -87,11 +90,16 @@ impl Daemon {
     pub(super) async fn report_vlan_faults(&self) -> Result<()> {
         let hook = self.attachment.hook();
         let mut faults = BTreeSet::new();
+        let mut tags_of_vip = HashMap::new();
+        for vip in vips(&self.config) {
+            tags_of_vip.insert(vip, self.trunk.tags_of_vip(vip).await?);
+        }
         for (index, service) in self.config.services.iter().enumerate() {
-            let vip_tags = self.trunk.tags_of_vip(service.listen.vip).await?;
-            for table in self.backends_of(index) {
+            let vip_tags = &tags_of_vip[&service.listen.vip];
+            for index in self.backends_of(index) {
+                let table = &self.tables.backends[index - 1];
                 if let Some(Reach::Resolved { tags, .. }) = self.reach(table) {
-                    faults.extend(self.trunk.fault(hook, &vip_tags, &tags));
+                    faults.extend(self.trunk.fault(hook, vip_tags, &tags));
                 }
             }
         }
@@ -102,6 +110,7 @@ impl Daemon {
     }
 
     pub(super) fn status(&self) -> Result<Status> {
+        let now_s = now_s()?;
         let counters = self.datapath.counters(self.tables.backends.len())?;
         let mut services: Vec<ServiceStatus> = self
             .config
@@ -125,7 +134,9 @@ impl Daemon {
             let service = &mut services[owner.number];
             service.counters.add(counters);
             service.flows = service.counters.flows();
-            service.backends.push(self.backend_status(table, counters));
+            service
+                .backends
+                .push(self.backend_status(table, counters, now_s));
         }
         Ok(Status {
             interface: self.interface.name.clone(),
@@ -155,28 +166,78 @@ impl Daemon {
         }
     }
 
-    fn backend_status(&self, table: &BackendTable, counters: &BackendCounters) -> BackendStatus {
+    /// Why a backend gets no new flows though it does not drain, if so.
+    pub(super) fn why_not(&self, table: &BackendTable) -> Option<String> {
+        let down = || match table.condition.health {
+            Health::Down => Some(format!("its check fails: {}", self.failure(table)?)),
+            Health::Unknown | Health::Up => None,
+        };
+        self.obstacle(table).or_else(down)
+    }
+
+    /// Why the last check of a backend failed, if it did.
+    pub(super) fn failure(&self, table: &BackendTable) -> Option<String> {
+        self.report_of(table)?.error
+    }
+
+    fn report_of(&self, table: &BackendTable) -> Option<Report> {
+        let listen = self.tables.services[table.service].listen;
+        self.checks.report(&(listen, table.backend.address))
+    }
+
+    pub(super) fn service_name(&self, table: &BackendTable) -> &str {
+        let owner = &self.tables.services[table.service];
+        let service = self.config.services.get(owner.number);
+        service.map_or("", |service| &service.name)
+    }
+
+    fn backend_status(
+        &self,
+        table: &BackendTable,
+        counters: &BackendCounters,
+        now_s: u32,
+    ) -> BackendStatus {
         let next_hop = match self.reach(table) {
             Some(Reach::Resolved { next_hop, .. }) => Some(next_hop),
             _ => None,
         };
-        let reason = self.obstacle(table);
+        let obstacle = self.obstacle(table);
+        let service = &self.config.services[self.tables.services[table.service].number];
+        let condition = &table.condition;
+        let for_s = |since_s: u32| u64::from(now_s.saturating_sub(since_s));
+        let report = self.report_of(table);
+        let error = report.as_ref().and_then(|report| report.error.clone());
+        let (state, reason) = match (table.tenure, obstacle, condition.health) {
+            (Tenure::Leaving, obstacle, _) => ("leaving", obstacle),
+            (_, obstacle, _) if table.drains() => ("draining", obstacle.or(error.clone())),
+            (_, Some(why), _) => ("unreachable", Some(why)),
+            (_, None, Health::Down) => ("down", error.clone()),
+            (_, None, Health::Up | Health::Unknown) => ("up", None),
+        };
+        let health = report.zip(service.health.as_ref());
+        let health = health.map(|(_, check)| HealthStatus {
+            check: config::check_word(check).into(),
+            state: match condition.health {
+                Health::Unknown => "unknown",
+                Health::Up => "up",
+                Health::Down => "down",
+            }
+            .into(),
+            for_seconds: for_s(condition.health_since_s),
+            error,
+        });
         BackendStatus {
             address: table.backend.to_string(),
             weight: table.backend.weight,
-            state: match (table.tenure, &reason) {
-                (Tenure::Leaving, _) => "leaving",
-                (_, None) => "up",
-                (_, Some(_)) => "unreachable",
-            }
-            .into(),
+            state: state.into(),
             reason,
+            health,
+            drained: condition.drained,
+            draining_for_seconds: table.drains().then(|| for_s(condition.draining_since_s)),
             mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
             source: table.path.source,
-            sources: match &self.config.services[self.tables.services[table.service].number].source
-                [..]
-            {
+            sources: match &service.source[..] {
                 [] => Vec::from_iter(table.path.source),
                 configured => configured.to_vec(),
             },

@@ -10,11 +10,13 @@ use anyhow::{Result, bail};
 use super::routes::{
     addresses_with_flows, backend_addresses, choose_interface, held_vip, path_of, reach_of, vips,
 };
-use super::{Daemon, End, SETTLE_DEADLINE, Signals};
+use super::update::now_s;
+use super::{CHECKS_DEADLINE, Daemon, End, SETTLE_DEADLINE, Signals};
 use crate::attach;
 use crate::config::Input;
 use crate::control::{Control, Handover, Predecessor, Response};
 use crate::datapath::{self, Found};
+use crate::health::{Checks, Plan};
 use crate::manager;
 use crate::neighbour::{Interface, Neighbours};
 use crate::privilege;
@@ -40,6 +42,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     privilege::check()?;
     let interface = choose_interface(&config).await?;
     let signals = Signals::new()?;
+    let plan = Plan::new(&config)?;
     let Place {
         listener,
         found,
@@ -53,7 +56,14 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     let mut addresses = backend_addresses(&config);
     addresses.extend(addresses_with_flows(&old, has_flows));
     let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config)).await?;
-    neighbours.settle(SETTLE_DEADLINE).await;
+    let known = old.health();
+    let checks = Checks::begin(plan, |target| {
+        known.get(target).copied().unwrap_or_default()
+    });
+    tokio::join!(
+        neighbours.settle(SETTLE_DEADLINE),
+        checks.settle(CHECKS_DEADLINE)
+    );
 
     let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
@@ -66,6 +76,8 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     };
     let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
     tables.set_held(&neighbours.held());
+    tables.take_health(now_s()?, |target| checks.health(target));
+    tables.drain(now_s()?);
     if predecessor.as_ref().is_some_and(|other| !other.waits()) {
         bail!("the daemon on {} has gone on by itself", interface.name);
     }
@@ -81,6 +93,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         interface,
         trunk,
         neighbours,
+        checks,
         attachment,
     };
     if let Err(error) = daemon.get_ready().await {

@@ -2,7 +2,11 @@
 //! What is known of a backend beside the path to it: its health, and whether it
 //! drains. What follows for the flows it has and for new ones.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::{BackendTable, Tables, Tenure};
+use crate::health::Target;
 use crate::service::{AllDown, Health, OnFailure, Protocol};
 
 /// Times are in seconds since boot. It outlives a reload and, in the backend's
@@ -28,31 +32,39 @@ impl BackendTable {
 }
 
 impl Tables {
-    /// The backends of service `index`, with their own, that could take new flows if
-    /// they were up.
-    pub(super) fn able(&self, index: usize) -> impl Iterator<Item = (usize, &BackendTable)> {
-        self.services[index]
-            .backends
-            .iter()
-            .map(|number| (*number, &self.backends[number - 1]))
-            .filter(|(_, table)| {
-                let source = table.path.source;
-                table.path.alive
-                    && !table.drains()
-                    && table.path.mac.is_some()
-                    && source.is_some_and(|source| self.sources.contains(&source))
-            })
+    /// The backends of service `index` that could take new flows if they were up.
+    fn able(&self, index: usize) -> impl Iterator<Item = &BackendTable> {
+        let backends = self.services[index].backends.iter();
+        let tables = backends.map(|number| &self.backends[number - 1]);
+        tables.filter(|table| self.is_able(table))
+    }
+
+    fn is_able(&self, table: &BackendTable) -> bool {
+        let source = table.path.source;
+        table.path.alive
+            && table.path.mac.is_some()
+            && source.is_some_and(|source| self.sources.contains(&source))
+            && !table.drains()
+    }
+
+    /// Whether backend `index` gets new flows.
+    pub fn takes_flows(&self, index: usize) -> bool {
+        let table = &self.backends[index - 1];
+        table.tenure == Tenure::Configured
+            && self.is_able(table)
+            && (table.condition.health != Health::Down || self.ignores_health(table.service))
     }
 
     /// Every backend that could take flows is down, and the service goes on with
     /// them.
     pub fn ignores_health(&self, index: usize) -> bool {
         self.services[index].policy.all_down == AllDown::IgnoreHealth
-            && (self.able(index)).all(|(_, table)| table.condition.health == Health::Down)
+            && (self.able(index)).all(|table| table.condition.health == Health::Down)
     }
 
-    /// Whether the flows of a backend end with their clients' next packets.
-    pub(super) fn ends_flows(&self, table: &BackendTable) -> bool {
+    /// Whether the flows of backend `index` end with their clients' next packets.
+    pub fn ends_flows(&self, index: usize) -> bool {
+        let table = &self.backends[index - 1];
         let service = &self.services[table.service];
         let failed = table.condition.health == Health::Down
             && service.policy.on_failure == OnFailure::Reset
@@ -62,28 +74,62 @@ impl Tables {
         failed || silent || table.condition.drain_is_over
     }
 
-    /// Brings up to the time who drains and since when. Returns the indexes of the
-    /// backends that changed.
-    pub fn drain(&mut self, now_s: u32) -> Vec<usize> {
-        let mut changed = Vec::new();
-        for (index, table) in (1..).zip(&mut self.backends) {
-            let old = table.condition;
-            let drains = table.tenure != Tenure::Vacant && table.drains();
-            let policy = &self.services[table.service].policy;
-            let since_s = match (drains, old.draining_since_s) {
-                (false, _) => 0,
-                (true, 0) => now_s.max(1),
-                (true, since_s) => since_s,
+    /// What is known of the configured backends' health.
+    pub fn health(&self) -> HashMap<Target, Health> {
+        let tables = self.backends.iter();
+        let configured = tables.filter(|table| table.tenure == Tenure::Configured);
+        configured
+            .map(|table| {
+                let listen = self.services[table.service].listen;
+                ((listen, table.backend.address), table.condition.health)
+            })
+            .collect()
+    }
+
+    /// Takes in what checks say of the configured backends; `None`: one is not checked.
+    pub fn take_health(&mut self, now_s: u32, health: impl Fn(&Target) -> Option<Health>) {
+        for table in &mut self.backends {
+            let target = (self.services[table.service].listen, table.backend.address);
+            let condition = &mut table.condition;
+            let health = match table.tenure {
+                Tenure::Configured => health(&target).unwrap_or_default(),
+                // Nobody asks it any more.
+                Tenure::Leaving | Tenure::Vacant => condition.health,
             };
-            table.condition.draining_since_s = since_s;
-            table.condition.drain_is_over = drains
-                && policy.drain_timeout.is_some_and(|timeout| {
-                    u64::from(now_s.saturating_sub(since_s)) >= timeout.as_secs()
-                });
-            if table.condition != old {
-                changed.push(index);
+            if health != condition.health || condition.health_since_s == 0 {
+                (condition.health, condition.health_since_s) = (health, now_s.max(1));
             }
         }
-        changed
     }
+
+    /// Brings up to the time who drains, since when, and for whom it is over.
+    pub fn drain(&mut self, now_s: u32) {
+        for table in &mut self.backends {
+            let drains = table.tenure != Tenure::Vacant && table.drains();
+            let timeout = self.services[table.service].policy.drain_timeout;
+            let condition = &mut table.condition;
+            if !drains {
+                condition.draining_since_s = 0;
+            } else if condition.draining_since_s == 0 {
+                condition.draining_since_s = now_s.max(1);
+            }
+            condition.drain_is_over = drains && is_over(condition, timeout, now_s);
+        }
+    }
+
+    /// Whether for some backend the drain is over that was not yet at the last look.
+    pub fn drain_is_due(&self, now_s: u32) -> bool {
+        self.backends.iter().any(|table| {
+            let condition = &table.condition;
+            let timeout = self.services[table.service].policy.drain_timeout;
+            condition.draining_since_s > 0
+                && !condition.drain_is_over
+                && is_over(condition, timeout, now_s)
+        })
+    }
+}
+
+fn is_over(condition: &Condition, timeout: Option<Duration>, now_s: u32) -> bool {
+    let drained = Duration::from_secs(now_s.saturating_sub(condition.draining_since_s).into());
+    timeout.is_some_and(|timeout| drained >= timeout)
 }

@@ -21,6 +21,13 @@ pub const LB: &str = "10.0.0.5";
 pub const HOSTS: [&str; 4] = ["http1", "http2", "client", "lb"];
 /// What most tests serve.
 pub const TWO: &str = "--listen 10.0.0.5:80 --backend 10.0.0.2 --backend 10.0.0.3";
+/// The same in a file, where nothing but clients talks to the backends.
+pub const TWO_UNCHECKED: &str = "
+[[service]]
+listen = '10.0.0.5:80'
+health = { type = 'none' }
+backend = [{ address = '10.0.0.2' }, { address = '10.0.0.3' }]
+";
 /// The binary, where every host and every user sees it.
 pub const BINARY: &str = "/run/xdp-proxy";
 

@@ -121,7 +121,10 @@ fn listens_are_shown_as_written_canonically() {
 
 #[test]
 fn source_ports_may_be_all_from_1024_up_where_the_host_is_kept_from_them() {
-    let text = web("source = [\"10.0.0.10\", \"10.0.0.11\"]\nsource_ports = \"1024-65535\"");
+    let text = web(
+        "source = [\"10.0.0.10\", \"10.0.0.11\"]\nsource_ports = \"1024-65535\"\n\
+         health = { type = \"none\" }",
+    );
     assert!(fault(&text).contains("the host gives 32768-"));
     for host in [
         HostPorts {
@@ -192,6 +195,10 @@ scheduler = "maglev"
 source = [] # the address that reaches the backend
 source_ports = "1024-32767,61000-65535"
 timeouts = { unanswered = "5s", established = "2h", closing = "10s" }
+health = { type = "tcp", interval = "2s", timeout = "1s", rise = 2, fall = 3 }
+on_failure = "reset"
+all_down = "reject"
+drain_timeout = "never"
 
 [[service.backend]]
 address = "10.0.0.2:80"

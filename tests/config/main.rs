@@ -2,6 +2,7 @@
 //! Configuration: what is accepted, what it means, and how each fault is reported.
 
 mod accepted;
+mod health;
 mod round_trip;
 mod services_refused;
 mod values_refused;

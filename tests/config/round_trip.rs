@@ -25,12 +25,13 @@ fn files() -> impl Strategy<Value = String> {
         prop::collection::btree_set(1u8..=4, 0..3),
         [duration.clone(), duration.clone(), duration],
         backends,
+        health(),
     );
     let ports = prop::option::of((1u16..32768, 61000u16..));
     let mode = prop::sample::select(vec!["auto", "generic", "native", "offload"]);
     (mode, ports, prop::collection::vec(service, 1..4)).prop_map(|(mode, ports, services)| {
         let mut text = format!("mode = \"{mode}\"\n");
-        for (i, (name, listen, sources, [unanswered, established, closing], backends)) in
+        for (i, (name, listen, sources, [unanswered, established, closing], backends, health)) in
             services.into_iter().enumerate()
         {
             text += &format!("[[service]]\nlisten = \"192.0.2.{}:{listen}\"\n", i + 1);
@@ -46,6 +47,7 @@ fn files() -> impl Strategy<Value = String> {
                 "timeouts = {{ unanswered = {unanswered}, established = {established}, \
                  closing = {closing} }}\n"
             );
+            text += &health;
             for ((host, port), weight) in backends {
                 let [high, low] = port.to_be_bytes();
                 let mut backend = Ipv4Addr::new(10, host, high, low).to_string();
@@ -57,6 +59,29 @@ fn files() -> impl Strategy<Value = String> {
             }
         }
         text
+    })
+}
+
+/// `health` and what belongs to it; on a port of its own, as a service may have several.
+fn health() -> impl Strategy<Value = String> {
+    let http = "(, path = \"/[a-z0-9?=&#'%.]{0,9}\")?(, host = \"[a-z]{1,9}(\\.[a-z]{1,9})?\")?\
+                (, status = (20[0-6]|\"20[0-6], [3-5]04-599\"))?";
+    let keys = prop_oneof![
+        Just(" type = \"tcp\"".to_string()),
+        http.prop_map(|keys| format!(" type = \"http\"{keys}")),
+        (http, "(, verify = (true|false))?")
+            .prop_map(|(keys, verify)| format!(" type = \"https\"{keys}{verify}")),
+        "(hex:([0-9a-f]{2}){1,9}|[ !#-\\[\\]-~]{1,9})"
+            .prop_map(|payload| format!(" type = \"udp\", payload = \"{}\"", payload)),
+    ];
+    let numbers = (1u16.., 1u8..=100, 1u8..=100, 1u16..5000);
+    let policy = "(on_failure = \"(reset|keep)\"\n)?(all_down = \"(reject|ignore-health)\"\n)?\
+                  (drain_timeout = \"(never|[1-9]s)\"\n)?";
+    (keys, numbers, policy).prop_map(|(keys, (port, rise, fall, interval), policy)| {
+        format!(
+            "health = {{{keys}, port = {port}, rise = {rise}, fall = {fall}, \
+             interval = \"{interval}ms\" }}\n{policy}"
+        )
     })
 }
 

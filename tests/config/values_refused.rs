@@ -192,9 +192,10 @@ fn what_is_not_supported_yet_is_refused_with_the_reason() {
          round-robin, random, least-connections"
     );
     assert_eq!(
-        fault(&web("health = { type = \"tcp\" }")),
-        "web.toml:4:1: unknown key `health`, known here are `name`, `listen`, `forwarding`, \
-         `scheduler`, `source`, `source_ports`, `timeouts`, `backend` (in: health = { type = \"tcp\" })"
+        fault(&web("mirror = true")),
+        "web.toml:4:1: unknown key `mirror`, known here are `name`, `listen`, `forwarding`, \
+         `scheduler`, `source`, `source_ports`, `timeouts`, `health`, `on_failure`, `all_down`, \
+         `drain_timeout`, `backend` (in: mirror = true)"
     );
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::common::books::{adds_up, still_moment};
 use crate::common::http::Connection;
-use crate::common::lab::{LB, Lab, TWO, sum};
+use crate::common::lab::{LB, Lab, TWO_UNCHECKED, sum};
 
 /// Segments that the hosts' TCP received.
 fn segments(lab: &Lab, hosts: &[&str]) -> u64 {
@@ -20,7 +20,8 @@ fn what_is_counted_is_what_the_kernel_counts() {
     let Some(lab) = crate::lab("what_is_counted_is_what_the_kernel_counts") else {
         return;
     };
-    let lb = lab.balance(TWO);
+    let file = lab.write("two.toml", TWO_UNCHECKED);
+    let lb = lab.balance(&format!("-c {file}"));
     let (kernel_before, before) = still_moment(&lab);
     let at_backends = segments(&lab, &["http1", "http2"]);
     let at_client = segments(&lab, &["client"]);
@@ -83,7 +84,8 @@ fn the_sum_holds_while_packets_come() {
     let Some(lab) = crate::lab("the_sum_holds_while_packets_come") else {
         return;
     };
-    let lb = lab.balance(TWO);
+    let file = lab.write("two.toml", TWO_UNCHECKED);
+    let lb = lab.balance(&format!("-c {file}"));
     let mut wrk = lab
         .command("client", "wrk")
         .args(["-t1", "-c20", "-d2s", "http://10.0.0.5/1m"])

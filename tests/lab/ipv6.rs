@@ -9,7 +9,13 @@ use crate::traffic::{download, leave_no_checksum_to_the_card, originals, upload}
 
 const VIP: &str = "[fd00::5]";
 const DOWNLOADS: usize = 60;
-const TWO: &str = "--listen [fd00::5]:80 --backend fd00::2 --backend fd00::3";
+/// Nothing but clients talks to the backends.
+const TWO: &str = "
+[[service]]
+listen = '[fd00::5]:80'
+health = { type = 'none' }
+backend = [{ address = 'fd00::2' }, { address = 'fd00::3' }]
+";
 
 fn carries_everything(lab: &Lab) {
     let files = originals(lab);
@@ -43,7 +49,8 @@ fn flow_labels_are_kept(lab: &Lab) {
 }
 
 fn serves(lab: &Lab, mode: &str) {
-    let lb = lab.balance(&format!("--mode {mode} {TWO}"));
+    let file = lab.write("two.toml", TWO);
+    let lb = lab.balance(&format!("--mode {mode} -c {file}"));
     assert_eq!(
         lb.ready,
         format!("ready: eth0 ({mode}) [fd00::5]:80/tcp -> 2 backends")

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Brings the maps up to what neighbours, checks, commands and the time say, and
+//! tells of each change.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
+
+use super::Daemon;
+use super::routes::path_of;
+use crate::manager;
+use crate::neighbour::DisplayMac;
+use crate::service::Health;
+use crate::tables::{Condition, Path, Tables, Tenure};
+
+/// Seconds since boot: time that no clock that is set can change, and that a later
+/// daemon counts on.
+pub(super) fn now_s() -> Result<u32> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).context("reading the clock")?;
+    u32::try_from(now.tv_sec()).context("reading the clock")
+}
+
+/// What follows for packets from what is known of a backend.
+#[derive(Clone, Copy, PartialEq)]
+struct Standing {
+    path: Path,
+    condition: Condition,
+    takes_flows: bool,
+    ends_flows: bool,
+}
+
+impl Daemon {
+    fn standings(&self) -> Vec<Standing> {
+        let standing = |index: usize| Standing {
+            path: self.tables.backends[index - 1].path,
+            condition: self.tables.backends[index - 1].condition,
+            takes_flows: self.tables.takes_flows(index),
+            ends_flows: self.tables.ends_flows(index),
+        };
+        (1..=self.tables.backends.len()).map(standing).collect()
+    }
+
+    /// Makes a change to the tables, takes in all other news, and brings the maps up
+    /// to it.
+    pub(super) fn apply(&mut self, change: impl FnOnce(&mut Tables)) -> Result<()> {
+        self.apply_interface()?;
+        let before = self.standings();
+        let ignored = self.services_that_ignore_health();
+        change(&mut self.tables);
+        for index in 0..self.tables.backends.len() {
+            let table = &self.tables.backends[index];
+            if table.tenure != Tenure::Vacant {
+                self.tables.backends[index].path = table.path_after(path_of(self.reach(table)));
+            }
+        }
+        let now_s = now_s()?;
+        let checks = &self.checks;
+        self.tables
+            .take_health(now_s, |target| checks.health(target));
+        self.tables.drain(now_s);
+
+        let after = self.standings();
+        let mut services = BTreeSet::new();
+        for (index, (old, new)) in (1..).zip(before.iter().zip(&after)) {
+            if old == new {
+                continue;
+            }
+            self.datapath.write_backend(&self.tables, index)?;
+            if old.takes_flows != new.takes_flows {
+                services.insert(self.tables.backends[index - 1].service);
+            }
+            self.tell(index, old, new);
+        }
+        for service in &services {
+            self.datapath.write_maglev(&self.tables, *service)?;
+        }
+        self.tell_of_services(&services, &ignored, &before, &after);
+        if !services.is_empty() {
+            manager::status(&self.summary());
+        }
+        Ok(())
+    }
+
+    fn apply_interface(&mut self) -> Result<()> {
+        let interface = self.neighbours.interface();
+        if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
+            self.datapath
+                .write_interface(interface.mac, interface.mtu)?;
+            tracing::info!(
+                "{}: MAC {}, MTU {}",
+                interface.name,
+                DisplayMac(interface.mac),
+                interface.mtu
+            );
+        }
+        self.interface = interface;
+        for place in self.tables.set_held(&self.neighbours.held()) {
+            self.datapath.write_address(&self.tables, place)?;
+        }
+        Ok(())
+    }
+
+    fn services_that_ignore_health(&self) -> BTreeSet<usize> {
+        let services = 0..self.tables.services.len();
+        services
+            .filter(|index| self.tables.ignores_health(*index))
+            .collect()
+    }
+
+    /// What changed of a backend, in a line.
+    fn tell(&self, index: usize, old: &Standing, new: &Standing) {
+        let table = &self.tables.backends[index - 1];
+        let backend = table.backend;
+        let service = self.service_name(table);
+        let (was, is) = (old.condition.health, new.condition.health);
+        match (was, is) {
+            (_, Health::Down) if was != is => {
+                let why = self.failure(table).unwrap_or_default();
+                tracing::warn!("backend {backend} of {service} is down, its check fails: {why}");
+            }
+            (Health::Down, _) if was != is => {
+                tracing::info!("backend {backend} of {service} is up");
+            }
+            _ if old.takes_flows == new.takes_flows => {}
+            _ => match self.why_not(table) {
+                Some(why) if !new.takes_flows => {
+                    tracing::warn!("backend {backend} gets no new flows: {why}");
+                }
+                _ if new.takes_flows => tracing::info!("backend {backend} gets flows"),
+                _ => {}
+            },
+        }
+        if new.condition.drain_is_over && !old.condition.drain_is_over {
+            tracing::info!(
+                "backend {backend} of {service} has drained: what is left of its flows ends"
+            );
+        }
+    }
+
+    /// Of services that have no backend for new flows any more, or have one again.
+    fn tell_of_services(
+        &self,
+        services: &BTreeSet<usize>,
+        ignored: &BTreeSet<usize>,
+        before: &[Standing],
+        after: &[Standing],
+    ) {
+        for service in services {
+            let table = &self.tables.services[*service];
+            let any = |standings: &[Standing]| {
+                let mut backends = table.backends.iter();
+                backends.any(|index| standings[index - 1].takes_flows)
+            };
+            let listen = table.listen;
+            match (any(before), any(after)) {
+                (true, false) => {
+                    tracing::warn!("{listen} has no backend for new flows: clients are refused");
+                }
+                (false, true) => tracing::info!("{listen} has a backend for new flows again"),
+                _ => {}
+            }
+        }
+        for service in self.services_that_ignore_health().difference(ignored) {
+            let listen = self.tables.services[*service].listen;
+            tracing::warn!("all backends of {listen} are down: their health is ignored");
+        }
+    }
+}

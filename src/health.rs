@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Checks of the backends: each is asked again and again, by a task of its own on the
+//! one thread, and the daemon is woken when something is known anew.
+//!
+//! Checks leave from the address and port that the kernel picks, so never from a
+//! port of a flow's. They are closed by a RST, so that none rests in TIME_WAIT.
+
+mod probe;
+mod tally;
+mod tls;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::config::duration_text;
+use crate::service::{Backend, Check, Config, Health, Listen};
+use probe::{Failure, Probe};
+pub use tally::Tally;
+use tls::Authorities;
+
+/// Which backend: that of the service which listens there.
+pub type Target = (Listen, SocketAddr);
+
+/// Open files that are not for checks.
+const FILES_KEPT: u64 = 128;
+/// Of an interval, what a random part is taken off the next one: checks that began
+/// together spread, and none comes late.
+const JITTER: f64 = 0.1;
+
+/// What is known of a backend.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub health: Health,
+    /// Why the last check failed, if it did.
+    pub error: Option<String>,
+}
+
+/// What a configuration asks of its backends; all that this needs is read.
+pub struct Plan(HashMap<Target, (Check, Probe)>);
+
+impl Plan {
+    /// # Errors
+    /// Authorities whose certificates are trusted can't be read.
+    pub fn new(config: &Config) -> Result<Plan> {
+        let mut authorities = Authorities::default();
+        let mut targets = HashMap::new();
+        for service in &config.services {
+            let Some(check) = &service.health else {
+                continue;
+            };
+            for backend in &service.backends {
+                let probe = Probe::new(check, address(check, backend), &mut authorities)
+                    .with_context(|| format!("service {:?}: health", service.name))?;
+                targets.insert((service.listen, backend.address), (check.clone(), probe));
+            }
+        }
+        Ok(Plan(targets))
+    }
+}
+
+/// Where a backend is asked.
+fn address(check: &Check, backend: &Backend) -> SocketAddr {
+    let port = check.port.unwrap_or(backend.address.port());
+    SocketAddr::new(backend.address.ip(), port)
+}
+
+/// What all checks share.
+struct Common {
+    news: Notify,
+    /// Backends of which nothing is known yet.
+    unknown: AtomicUsize,
+    /// One for each check that may be under way.
+    places: Semaphore,
+}
+
+/// A backend that is asked for as long as this lives.
+struct Watch {
+    check: Check,
+    report: Arc<Mutex<Report>>,
+    task: AbortHandle,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The checks of a configuration, under way.
+pub struct Checks {
+    common: Arc<Common>,
+    watches: HashMap<Target, Arc<Watch>>,
+}
+
+impl Checks {
+    /// Begins a plan. `known` tells what was known of a backend before.
+    pub fn begin(plan: Plan, known: impl Fn(&Target) -> Health) -> Checks {
+        let places = raise_file_limit();
+        if plan.0.len() as u64 > places {
+            tracing::warn!(
+                "{} backends are to be checked, but only {places} at a time can be: raise the limit \
+                 of open files (ulimit -Hn, LimitNOFILE=)",
+                plan.0.len()
+            );
+        }
+        let common = Common {
+            news: Notify::new(),
+            unknown: AtomicUsize::new(0),
+            places: Semaphore::new((places as usize).min(Semaphore::MAX_PERMITS)),
+        };
+        let none = Checks {
+            common: Arc::new(common),
+            watches: HashMap::new(),
+        };
+        none.followed_by(plan, known)
+    }
+
+    /// The checks of another plan. Those that are in both go on as they are; those of
+    /// this one alone end when it is dropped.
+    pub fn followed_by(&self, plan: Plan, known: impl Fn(&Target) -> Health) -> Checks {
+        let watches = plan.0.into_iter().map(|(target, (check, probe))| {
+            let same = self
+                .watches
+                .get(&target)
+                .filter(|watch| watch.check == check);
+            let watch = same.cloned().unwrap_or_else(|| {
+                let health = known(&target);
+                Arc::new(self.watch(check, probe, health))
+            });
+            (target, watch)
+        });
+        Checks {
+            watches: watches.collect(),
+            common: self.common.clone(),
+        }
+    }
+
+    fn watch(&self, check: Check, probe: Probe, health: Health) -> Watch {
+        let report = Arc::new(Mutex::new(Report {
+            health,
+            error: None,
+        }));
+        if health == Health::Unknown {
+            self.common.unknown.fetch_add(1, Ordering::Relaxed);
+        }
+        let task = tokio::spawn(ask(
+            self.common.clone(),
+            check.clone(),
+            Arc::new(probe),
+            report.clone(),
+        ));
+        Watch {
+            check,
+            report,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// Waits until every backend has been asked once, but not longer than that.
+    pub async fn settle(&self, deadline: Duration) {
+        let settled = async {
+            while self.common.unknown.load(Ordering::Relaxed) > 0 {
+                self.common.news.notified().await;
+            }
+        };
+        let _ = timeout(deadline, settled).await;
+        // Who waits for news has not seen these.
+        self.common.news.notify_one();
+    }
+
+    /// Something is known anew. Cancel-safe.
+    pub async fn changed(&self) {
+        self.common.news.notified().await;
+    }
+
+    /// A backend's health; none of one that is not checked.
+    pub fn health(&self, target: &Target) -> Option<Health> {
+        self.report(target).map(|report| report.health)
+    }
+
+    /// What is known of a backend; nothing of one that is not checked.
+    pub fn report(&self, target: &Target) -> Option<Report> {
+        let watch = self.watches.get(target)?;
+        Some(lock(&watch.report).clone())
+    }
+}
+
+fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a count off again, once.
+struct Unknown(Option<Arc<Common>>);
+
+impl Unknown {
+    fn end(&mut self) {
+        if let Some(common) = self.0.take() {
+            common.unknown.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Asks a backend again and again.
+async fn ask(common: Arc<Common>, check: Check, probe: Arc<Probe>, report: Arc<Mutex<Report>>) {
+    let health = lock(&report).health;
+    let mut tally = Tally::new(health, check.rise, check.fall);
+    let mut unknown = Unknown((health == Health::Unknown).then(|| common.clone()));
+    let mut next = Instant::now();
+    // The second one comes at any time, so that those which begin together spread.
+    let mut jitter = 1.0;
+    loop {
+        sleep_until(next).await;
+        next = Instant::now() + check.interval.mul_f64(1.0 - jitter * random());
+        jitter = JITTER;
+        let Ok(place) = common.places.acquire().await else {
+            return;
+        };
+        // Only as large as that while it is under way.
+        let asked = timeout(check.timeout, Box::pin(probe.ask())).await;
+        drop(place);
+        let failure = match asked {
+            Ok(Ok(())) => None,
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => Some(Failure::Backend(format!(
+                "no answer within {}",
+                duration_text(check.timeout)
+            ))),
+        };
+        let changed = match &failure {
+            // That says nothing of the backend.
+            Some(Failure::Here(_)) => false,
+            failure => {
+                unknown.end();
+                tally.add(failure.is_none())
+            }
+        };
+        let error = failure.map(Failure::into_words);
+        let mut report = lock(&report);
+        let news = changed || report.error != error;
+        (report.health, report.error) = (tally.health(), error);
+        drop(report);
+        if news {
+            common.news.notify_one();
+        }
+    }
+}
+
+/// From 0 to 1.
+fn random() -> f64 {
+    (crate::tables::random_seed() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Lets this process have as many open files as it may; returns how many checks
+/// that is enough for.
+fn raise_file_limit() -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let limit = if raised { hard } else { soft };
+    limit.saturating_sub(FILES_KEPT).max(1)
+}

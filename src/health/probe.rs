@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! One check of a backend.
+
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::{Context as _, Result};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, Uri, header};
+use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::tls::{self, Authorities};
+use crate::service::{Check, CheckKind, HttpCheck, StatusCodes, UdpCheck};
+
+/// Of an answer's body, what is read so that its sender sees it taken.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// Of a datagram, what is looked at.
+const REPLY_BYTES_MAX: usize = 4096;
+const AGENT: &str = concat!("xdp-proxy/", env!("CARGO_PKG_VERSION"));
+
+/// Why a check did not succeed, in words.
+#[derive(Debug)]
+pub enum Failure {
+    Backend(String),
+    /// This host could not ask, which says nothing of the backend.
+    Here(String),
+}
+
+impl Failure {
+    pub fn into_words(self) -> String {
+        match self {
+            Failure::Backend(words) => words,
+            Failure::Here(words) => format!("can't be checked: {words}"),
+        }
+    }
+
+    fn of(error: &io::Error) -> Failure {
+        let words = words(error);
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(
+                Errno::EMFILE
+                | Errno::ENFILE
+                | Errno::ENOBUFS
+                | Errno::ENOMEM
+                | Errno::EADDRNOTAVAIL
+                | Errno::EPERM
+                | Errno::EACCES,
+            ) => Failure::Here(words),
+            _ => Failure::Backend(words),
+        }
+    }
+}
+
+/// What the system calls it, as a part of a sentence.
+fn words(error: &io::Error) -> String {
+    let text = match error.raw_os_error() {
+        Some(code) => Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    };
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(rest).collect()
+}
+
+/// What a backend is asked.
+pub struct Probe {
+    address: SocketAddr,
+    kind: Kind,
+}
+
+enum Kind {
+    Tcp,
+    Http(Http, Option<(Arc<ClientConfig>, ServerName<'static>)>),
+    Udp(UdpCheck),
+}
+
+struct Http {
+    uri: Uri,
+    host: String,
+    status: StatusCodes,
+}
+
+impl Probe {
+    pub fn new(check: &Check, address: SocketAddr, authorities: &mut Authorities) -> Result<Probe> {
+        let kind = match &check.kind {
+            CheckKind::Tcp => Kind::Tcp,
+            CheckKind::Http(check) => Kind::Http(Http::new(check, address, 80)?, None),
+            CheckKind::Https(check, trust) => {
+                let config = authorities.config(trust)?;
+                let tls = (config, server_name(check, address)?);
+                Kind::Http(Http::new(check, address, 443)?, Some(tls))
+            }
+            CheckKind::Udp(check) => Kind::Udp(check.clone()),
+        };
+        Ok(Probe { address, kind })
+    }
+
+    /// Asks once. Who waits decides for how long.
+    pub async fn ask(&self) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Tcp => self.connect().await.map(drop),
+            Kind::Http(http, None) => http.ask(self.connect().await?).await,
+            Kind::Http(http, Some((config, name))) => {
+                let stream = self.connect().await?;
+                let connector = TlsConnector::from(config.clone());
+                let stream = connector.connect(name.clone(), stream).await;
+                http.ask(
+                    stream
+                        .map_err(tls::in_words)
+                        .map_err(|error| Failure::of(&error))?,
+                )
+                .await
+            }
+            Kind::Udp(udp) => self.exchange(udp).await,
+        }
+    }
+
+    /// Where there is nothing to send, the ACK that ends the handshake is held back: a
+    /// server that is only asked for a connection never gets to see it.
+    async fn connect(&self) -> Result<Stream, Failure> {
+        let connected = async {
+            let socket = match self.address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            socket.set_zero_linger()?;
+            if let Kind::Tcp = self.kind {
+                SockRef::from(&socket).set_tcp_quickack(false)?;
+            }
+            socket.connect(self.address).await.map(Stream)
+        };
+        connected.await.map_err(|error| Failure::of(&error))
+    }
+
+    async fn exchange(&self, udp: &UdpCheck) -> Result<(), Failure> {
+        let exchanged = async {
+            let any: SocketAddr = match self.address {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+            };
+            let socket = UdpSocket::bind(any).await?;
+            socket.connect(self.address).await?;
+            socket.send(&udp.payload).await?;
+            let mut reply = vec![0; REPLY_BYTES_MAX];
+            let length = socket.recv(&mut reply).await?;
+            reply.truncate(length);
+            Ok(reply)
+        };
+        let reply = exchanged
+            .await
+            .map_err(|error: io::Error| match error.kind() {
+                ErrorKind::ConnectionRefused => Failure::Backend("port unreachable".into()),
+                _ => Failure::of(&error),
+            })?;
+        let wanted = &udp.reply;
+        if !wanted.is_empty() && !reply.windows(wanted.len()).any(|part| part == wanted) {
+            return Err(Failure::Backend("the reply has other bytes in it".into()));
+        }
+        Ok(())
+    }
+}
+
+/// A connection that only a RST ends: the FIN of an orderly end would leave one of the
+/// ends in TIME_WAIT.
+struct Stream(TcpStream);
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Who the certificate must be for.
+fn server_name(check: &HttpCheck, address: SocketAddr) -> Result<ServerName<'static>> {
+    let Some(host) = &check.host else {
+        return Ok(address.ip().into());
+    };
+    let uri: Uri = host.parse().with_context(|| format!("host {host:?}"))?;
+    let name = uri.host().unwrap_or(host).trim_matches(['[', ']']);
+    ServerName::try_from(name.to_owned()).with_context(|| format!("host {host:?}"))
+}
+
+impl Http {
+    fn new(check: &HttpCheck, address: SocketAddr, default_port: u16) -> Result<Http> {
+        let own = || match (address.port() == default_port, address) {
+            (false, _) => address.to_string(),
+            (true, SocketAddr::V4(address)) => address.ip().to_string(),
+            (true, SocketAddr::V6(address)) => format!("[{}]", address.ip()),
+        };
+        let path = &check.path;
+        Ok(Http {
+            uri: path.parse().with_context(|| format!("path {path:?}"))?,
+            host: check.host.clone().unwrap_or_else(own),
+            status: check.status.clone(),
+        })
+    }
+
+    /// One request over a connection of its own.
+    async fn ask(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<(), Failure> {
+        let status = self.status_from(stream).await.map_err(|error| {
+            let cause = error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<io::Error>());
+            cause.map_or_else(|| Failure::Backend(format!("{error:#}")), Failure::of)
+        })?;
+        match self.status.contains(status) {
+            true => Ok(()),
+            false => Err(Failure::Backend(format!(
+                "status {status} is not {}",
+                self.status
+            ))),
+        }
+    }
+
+    async fn status_from(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<u16> {
+        let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with this function.
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let request = Request::get(self.uri.clone())
+            .header(header::HOST, &self.host)
+            .header(header::USER_AGENT, AGENT)
+            .header(header::ACCEPT, "*/*")
+            .header(header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())?;
+        let response = requests.send_request(request).await?;
+        let (head, mut body) = response.into_parts();
+        let mut bytes = 0;
+        // A body that breaks off takes nothing from the answer.
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BODY_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(head.status.as_u16())
+    }
+}
