@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What the daemon tells of itself: the line on stdout, warnings, the status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 
 use super::Daemon;
-use super::routes::reach_of;
+use super::routes::{reach_of, vips};
 use super::update::now_s;
 use crate::config::{self, HostPorts};
 use crate::health::Report;
@@ -130,12 +130,16 @@ impl Daemon {
     pub(super) async fn report_vlan_faults(&self) -> Result<()> {
         let hook = self.attachment.hook();
         let mut faults = BTreeSet::new();
+        let mut tags_of_vip = HashMap::new();
+        for vip in vips(&self.config) {
+            tags_of_vip.insert(vip, self.trunk.tags_of_vip(vip).await?);
+        }
         for (index, service) in self.config.services.iter().enumerate() {
-            let vip_tags = self.trunk.tags_of_vip(service.listen.vip).await?;
+            let vip_tags = &tags_of_vip[&service.listen.vip];
             for index in self.backends_of(index) {
                 let table = &self.tables.backends[index - 1];
                 if let Some(Reach::Resolved { tags, .. }) = self.reach(table) {
-                    faults.extend(self.trunk.fault(hook, &vip_tags, &tags));
+                    faults.extend(self.trunk.fault(hook, vip_tags, &tags));
                 }
             }
         }
