@@ -45,6 +45,8 @@ pub struct ServiceTable {
     /// Its place in the configuration.
     pub number: usize,
     pub entry: abi::service,
+    /// New flows go to backends that are down as well ([`Tables::conclude`]).
+    pub ignores_health: bool,
     /// Its look-up table is not written yet.
     pub fresh: bool,
     /// The indexes of its backends that are configured.
@@ -271,6 +273,7 @@ impl Tables {
             tenure: Tenure::Configured,
             number,
             entry: abi::service::default(),
+            ignores_health: false,
             fresh: true,
             backends: Vec::with_capacity(service.backends.len()),
         };

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Memory, idle and with many connections open, and the time that a start takes.
+//! Memory, idle and with many connections open, and the time that a start and a
+//! reload take.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use crate::Effort;
-use crate::common::lab::{Lab, TWO};
+use crate::common::lab::{HTTP1, HTTP2, LB, Lab, TWO};
 use crate::requests::{Contender, binary};
 use crate::results::Memory;
 
@@ -16,6 +18,9 @@ const CONTENDERS: [Contender; 3] = [
     Contender::Haproxy,
     Contender::NginxStream,
 ];
+
+/// Services of the configuration that is reloaded, of two backends each.
+const SERVICES: u16 = 1000;
 
 /// Pss of all processes on `lb` in KiB, and the bytes of their BPF maps.
 const MEMORY: &str = r#"
@@ -78,4 +83,40 @@ pub fn starts(lab: &Lab, effort: &Effort) -> Result<Vec<f64>> {
         balancer.end();
     }
     Ok(starts)
+}
+
+/// As many services as a reload is measured with; the first one's backends have the
+/// weights given.
+fn many_services(weights: [u16; 2]) -> String {
+    let service = |number: u16| {
+        let weights = if number == 0 { weights } else { [1, 1] };
+        let backends = [HTTP1, HTTP2].into_iter().zip(weights);
+        let backends: String = backends
+            .map(|(address, weight)| {
+                format!("[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\n")
+            })
+            .collect();
+        format!(
+            "[[service]]\nlisten = \"{LB}:{}\"\n{backends}",
+            2000 + number
+        )
+    };
+    (0..SERVICES).map(service).collect()
+}
+
+/// Milliseconds from the start of `reload` (with `nsenter` and `ip netns exec`) to its
+/// end, after one of many services was changed.
+pub fn reloads(lab: &Lab, effort: &Effort) -> Result<Vec<f64>> {
+    let file = lab.write("many.toml", &many_services([1, 1]));
+    let binary = binary(lab)?;
+    let balancer = lab.balance_by(&format!("{binary} run -c {file}"));
+    let mut reloads = Vec::new();
+    for number in 0..effort.starts {
+        lab.write("many.toml", &many_services([1 + number as u16 % 2, 2]));
+        let begun = Instant::now();
+        lab.at("lb", &format!("{binary} reload"));
+        reloads.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    balancer.end();
+    Ok(reloads)
 }

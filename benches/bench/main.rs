@@ -160,6 +160,7 @@ fn measure(suites: &[&str], effort: &Effort) -> Result<Results> {
         if wants("host") {
             results.memory = host::memories(&lab, effort)?;
             results.start_ms = host::starts(&lab, effort)?;
+            results.reload_ms = host::reloads(&lab, effort)?;
         }
     }
     results.machine.load_after = machine::load()?;

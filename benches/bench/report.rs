@@ -140,10 +140,9 @@ fn host(results: &Results) {
             memory.maps_bytes as f64 / 1e6
         );
     }
-    if !results.start_ms.is_empty() {
-        println!(
-            "\nstart: {:.0} ms",
-            median(results.start_ms.iter().copied())
-        );
+    for (what, times) in [("start", &results.start_ms), ("reload", &results.reload_ms)] {
+        if !times.is_empty() {
+            println!("\n{what}: {:.0} ms", median(times.iter().copied()));
+        }
     }
 }

@@ -31,7 +31,7 @@ pub struct Results {
     pub memory: Vec<Memory>,
     /// From the start of the process to its line "ready:"; one a start.
     pub start_ms: Vec<f64>,
-    /// From the request to the line in the log; empty before there is a reload.
+    /// Of 1,000 services, one of them changed; one a reload.
     pub reload_ms: Vec<f64>,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The configuration is read again, and the difference applied.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::datapath;
 use crate::health::{Plan, Target};
 use crate::manager;
 use crate::neighbour::Neighbours;
-use crate::service::{Config, Listen};
+use crate::service::{Backend, Config, Listen, Service};
 use crate::vlan::Trunk;
 
 impl Daemon {
@@ -104,6 +104,7 @@ impl Daemon {
         (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
         self.checks = checks;
         self.report_foreign_sources().await?;
+        self.report_deaf_checks()?;
         self.report_unreachable();
         self.report_vlan_faults().await?;
         Ok(change)
@@ -118,29 +119,45 @@ fn give_memory_back() {
 
 /// What differs between two configurations, in a line.
 fn difference(old: &Config, new: &Config) -> String {
-    let listens = |config: &Config| -> BTreeSet<Listen> {
-        config
-            .services
-            .iter()
-            .map(|service| service.listen)
-            .collect()
-    };
-    let backends = |config: &Config| -> BTreeSet<(Listen, SocketAddr)> {
-        let services = config.services.iter();
-        services
-            .flat_map(|service| service.backends.iter().map(|b| (service.listen, b.address)))
-            .collect()
-    };
     if old == new {
         return "nothing differs".into();
     }
-    let (old_listens, new_listens) = (listens(old), listens(new));
-    let (old_backends, new_backends) = (backends(old), backends(new));
+    // Without backends and the place in the file, which are no change of a service.
+    let services = |config: &Config| -> BTreeMap<Listen, Service> {
+        let bare = |service: &Service| Service {
+            backends: Vec::new(),
+            ..service.clone()
+        };
+        let services = config.services.iter();
+        services
+            .map(|service| (service.listen, bare(service)))
+            .collect()
+    };
+    let backends = |config: &Config| -> BTreeMap<(Listen, SocketAddr), Backend> {
+        let services = config.services.iter();
+        services
+            .flat_map(|service| {
+                let backends = service.backends.iter();
+                backends.map(|backend| ((service.listen, backend.address), *backend))
+            })
+            .collect()
+    };
     format!(
-        "services: {} added, {} removed; backends: {} added, {} removed",
-        new_listens.difference(&old_listens).count(),
-        old_listens.difference(&new_listens).count(),
-        new_backends.difference(&old_backends).count(),
-        old_backends.difference(&new_backends).count()
+        "services: {}; backends: {}",
+        counts(&services(old), &services(new)),
+        counts(&backends(old), &backends(new))
+    )
+}
+
+fn counts<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> String {
+    let missing = |from: &BTreeMap<K, V>, keys: &BTreeMap<K, V>| {
+        keys.keys().filter(|key| !from.contains_key(key)).count()
+    };
+    let changed = |(key, value): &(&K, &V)| old.get(key).is_some_and(|old| old != *value);
+    format!(
+        "{} added, {} removed, {} changed",
+        missing(old, new),
+        missing(new, old),
+        new.iter().filter(changed).count()
     )
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What the daemon tells of itself: the line on stdout, warnings, the status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 
 use super::Daemon;
-use super::routes::reach_of;
+use super::routes::{reach_of, vips};
 use super::update::now_s;
-use crate::config;
+use crate::config::{self, HostPorts};
 use crate::health::Report;
 use crate::manager;
 use crate::neighbour::{self, DisplayMac, Reach};
-use crate::service::Health;
+use crate::service::{Health, Service};
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status};
 use crate::tables::{BackendTable, Tenure};
@@ -73,6 +73,46 @@ impl Daemon {
         Ok(())
     }
 
+    /// Warns of checks whose answers a service on several ports would take, since they
+    /// leave from its VIP.
+    pub(super) fn report_deaf_checks(&self) -> Result<()> {
+        let local = HostPorts::read()?.local;
+        let services = self.config.services.iter();
+        let takers: Vec<&Service> = services
+            .filter(|service| {
+                let ports = service.listen.ports.range();
+                service.listen.ports.one().is_none()
+                    && ports.start() <= local.end()
+                    && local.start() <= ports.end()
+            })
+            .collect();
+        for (number, service) in self.config.services.iter().enumerate() {
+            let Some(check) = &service.health else {
+                continue;
+            };
+            let deaf = self.backends_of(number).find_map(|index| {
+                let table = &self.tables.backends[index - 1];
+                let from = match self.reach(table)? {
+                    Reach::Resolved { source, .. } => source,
+                    Reach::Unresolved { source, .. } => source?,
+                };
+                takers.iter().find(|taker| {
+                    (taker.listen.vip, taker.listen.protocol) == (from, check.kind.protocol())
+                })
+            });
+            if let Some(taker) = deaf {
+                tracing::warn!(
+                    "service {:?}: its checks leave from {}, where service {:?} takes the answers: \
+                     give one of them another VIP, or set health = {{ type = \"none\" }}",
+                    service.name,
+                    taker.listen.vip,
+                    taker.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn report_unreachable(&self) {
         for backend in self
             .tables
@@ -90,12 +130,16 @@ impl Daemon {
     pub(super) async fn report_vlan_faults(&self) -> Result<()> {
         let hook = self.attachment.hook();
         let mut faults = BTreeSet::new();
+        let mut tags_of_vip = HashMap::new();
+        for vip in vips(&self.config) {
+            tags_of_vip.insert(vip, self.trunk.tags_of_vip(vip).await?);
+        }
         for (index, service) in self.config.services.iter().enumerate() {
-            let vip_tags = self.trunk.tags_of_vip(service.listen.vip).await?;
+            let vip_tags = &tags_of_vip[&service.listen.vip];
             for index in self.backends_of(index) {
                 let table = &self.tables.backends[index - 1];
                 if let Some(Reach::Resolved { tags, .. }) = self.reach(table) {
-                    faults.extend(self.trunk.fault(hook, &vip_tags, &tags));
+                    faults.extend(self.trunk.fault(hook, vip_tags, &tags));
                 }
             }
         }

@@ -102,9 +102,9 @@ impl Daemon {
     }
 
     fn services_that_ignore_health(&self) -> BTreeSet<usize> {
-        let services = 0..self.tables.services.len();
+        let services = (0..).zip(&self.tables.services);
         services
-            .filter(|index| self.tables.ignores_health(*index))
+            .filter_map(|(index, service)| service.ignores_health.then_some(index))
             .collect()
     }
 

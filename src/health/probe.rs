@@ -108,6 +108,10 @@ impl Probe {
         Ok(Probe { address, kind })
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Asks once. Who waits decides for how long.
     pub async fn ask(&self) -> Result<(), Failure> {
         match &self.kind {
