@@ -69,7 +69,7 @@ fn every_key_that_is_printed_is_documented_and_the_other_way_round() {
         match daemon {
             Some(lb) => {
                 is("status, health", &backend["health"]);
-                assert_eq!(status["pid"].is_u64(), true);
+                assert!(status["pid"].is_u64());
                 lb.signal(nix::sys::signal::Signal::SIGKILL);
                 lb.wait();
             }
