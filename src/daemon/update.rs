@@ -3,6 +3,7 @@
 //! tells of each change.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -10,9 +11,9 @@ use nix::time::{ClockId, clock_gettime};
 use super::Daemon;
 use super::routes::path_of;
 use crate::manager;
-use crate::neighbour::DisplayMac;
+use crate::neighbour::{self, DisplayMac};
 use crate::service::Health;
-use crate::tables::{Condition, Path, Tables, Tenure};
+use crate::tables::{BackendTable, Condition, Path, Tables, Tenure};
 
 /// Seconds since boot: time that no clock that is set can change, and that a later
 /// daemon counts on.
@@ -51,13 +52,16 @@ impl Daemon {
         for index in 0..self.tables.backends.len() {
             let table = &self.tables.backends[index];
             if table.tenure != Tenure::Vacant {
-                self.tables.backends[index].path = table.path_after(path_of(self.reach(table)));
+                self.tables.backends[index].path = self.path_now(table);
             }
         }
         let now_s = now_s()?;
-        let checks = &self.checks;
-        self.tables
-            .take_health(now_s, |target| checks.health(target));
+        // With the link down every check fails, and says nothing of the backends.
+        if self.interface.up && !self.absent {
+            let checks = &self.checks;
+            self.tables
+                .take_health(now_s, |target| checks.health(target));
+        }
         self.tables.drain(now_s);
 
         let after = self.standings();
@@ -82,6 +86,36 @@ impl Daemon {
         Ok(())
     }
 
+    /// The path to a backend by all that is known. Its source stays while the host has
+    /// that and the one that the routes name has no ports.
+    fn path_now(&self, table: &BackendTable) -> Path {
+        let mut path = table.path_after(path_of(self.reach(table)));
+        let has_ports = |source: &IpAddr| self.tables.sources.contains(source);
+        if !path.source.as_ref().is_some_and(has_ports)
+            && let Some(old) = table.path.source
+            && self.kept_sources.contains(&old)
+        {
+            path.source = Some(old);
+        }
+        path
+    }
+
+    /// Looks which sources the host still has, of those that the routes name no more.
+    pub(super) async fn look_at_sources(&mut self) -> Result<()> {
+        let mut kept = BTreeSet::new();
+        for table in &self.tables.backends {
+            let (Some(old), Some(reach)) = (table.path.source, self.reach(table)) else {
+                continue;
+            };
+            let moves = reach.source().is_some_and(|new| new != old);
+            if moves && !kept.contains(&old) && neighbour::is_held(old).await? {
+                kept.insert(old);
+            }
+        }
+        self.kept_sources = kept;
+        Ok(())
+    }
+
     fn apply_interface(&mut self) -> Result<()> {
         let interface = self.neighbours.interface();
         if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
@@ -94,7 +128,11 @@ impl Daemon {
                 interface.mtu
             );
         }
+        let is_up_again = interface.up && !self.interface.up;
         self.interface = interface;
+        if is_up_again {
+            self.check_anew()?;
+        }
         for place in self.tables.set_held(&self.neighbours.held()) {
             self.datapath.write_address(&self.tables, place)?;
         }

@@ -14,6 +14,7 @@ mod diagnosis;
 mod drain;
 mod echo;
 mod errors;
+mod faults;
 mod flood;
 mod flows;
 mod fragments;
