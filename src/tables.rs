@@ -210,7 +210,7 @@ impl Tables {
             tables.put_sources(index, service, &mut users)?;
         }
         tables.vacate(has_flows);
-        tables.enter_services(self, config, tick);
+        tables.place_services(self, config, tick);
         if tables.source_ports.is_empty() {
             tables
                 .source_ports
@@ -235,6 +235,7 @@ impl Tables {
         self.services = old.services.clone();
         for service in &mut self.services {
             service.tenure = leaving(service.tenure);
+            service.fresh = false;
             service.backends.clear();
         }
     }
@@ -317,8 +318,9 @@ impl Tables {
     }
 
     /// What flows keep to. A service whose look-up table stays as it was keeps its
-    /// place too; of another one, the old table is left alone.
-    fn enter_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
+    /// place too; of another one, the old table is left alone. To be asked again when
+    /// more is known of the backends, and before these tables are in use.
+    pub fn place_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
         let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
         let places = |service: &ServiceTable| service.entry.maglev;
         let mut taken: HashSet<u32> = old.services.iter().filter(in_use).map(places).collect();
