@@ -181,7 +181,7 @@ fn memory_and_flows_grow_with_port_maps_and_sources() {
     assert_eq!(of(two_maps, &["10.0.0.6"]), (flows, bytes + 2 * 65_536));
     let (flows, more) = of(two, &["10.0.0.6", "10.0.0.7"]);
     assert_eq!(flows, 129_024);
-    // 65,536 flows of 64 bytes each, the ports that wait, and more buckets.
+    // 65,536 flows of 64 bytes each, and their groups.
     assert!(
         (4 << 20..7 << 20).contains(&(more - bytes)),
         "{}",
