@@ -47,6 +47,8 @@ pub struct ServiceTable {
     /// Its place in the configuration.
     pub number: usize,
     pub entry: abi::service,
+    /// New flows go to backends that are down as well ([`Tables::conclude`]).
+    pub ignores_health: bool,
     /// Its look-up table is not written yet.
     pub fresh: bool,
     /// The indexes of its backends that are configured.
@@ -127,6 +129,8 @@ pub struct Tables {
     pub serves_udp: bool,
     /// Some service goes by the backends' flows.
     pub counts_loads: bool,
+    /// Packets and bytes are counted for each flow.
+    pub counts_in_flows: bool,
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
@@ -170,6 +174,7 @@ impl Tables {
                 .services
                 .iter()
                 .any(|s| s.listen.protocol == Protocol::Udp),
+            counts_in_flows: config.flow_counters,
             counts_loads: config
                 .services
                 .iter()
@@ -270,6 +275,7 @@ impl Tables {
             tenure: Tenure::Configured,
             number,
             entry: abi::service::default(),
+            ignores_health: false,
             fresh: true,
             backends: Vec::with_capacity(service.backends.len()),
         };
@@ -572,6 +578,15 @@ impl Tables {
         self.source_ports.iter().map(PortRanges::count).sum()
     }
 
+    /// Flows whose packets are counted, each in the slot of its record; one at least,
+    /// as a map needs.
+    pub fn flow_counters(&self) -> usize {
+        match self.counts_in_flows {
+            true => self.source_ports.len() * abi::PORTS,
+            false => 1,
+        }
+    }
+
     /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
     pub fn memory_bytes(&self, cpus: usize) -> usize {
         let sources = self.source_ports.len();
@@ -580,6 +595,7 @@ impl Tables {
             + (size_of::<abi::group>() << abi::GROUP_BITS)
             + size_of::<abi::ports>();
         sources * of_source
+            + self.flow_counters() * size_of::<abi::flow_counters>()
             + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()

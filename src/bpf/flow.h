@@ -114,6 +114,7 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = packet->family;
 	count_flow_begun(packet->backend);
+	begin_counting(packet->slot);
 	barrier(); /* from here on, others may end it */
 	flow->state = FLOW_UNCONFIRMED;
 	return OUTCOME_NEXT;

@@ -29,6 +29,7 @@ const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
 const volatile __u8 counts_loads = 0; /* for least-connections */
 const volatile __u8 serves_port_ranges = 0;
+const volatile __u8 counts_in_flows = 0;
 /* The source addresses of each family, in which a client's flow may be. */
 const volatile struct source_list sources_v4 = {};
 const volatile struct source_list sources_v6 = {};
@@ -158,6 +159,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);		   /* set at load: as flows, or 1 */
+	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
+	__type(key, __u32);
+	__type(value, struct flow_counters);
+} flow_counters SEC(".maps");
 
 /* Bounded: whoever was not asked for longest makes room. */
 struct {

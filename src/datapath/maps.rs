@@ -38,7 +38,7 @@ impl Maps {
         Ok(Maps { all: all? })
     }
 
-    pub(super) fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
+    pub fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
         let all: Result<_> = all.into_iter().map(Map::new).collect();
         Ok(Maps { all: all? })
     }
@@ -217,6 +217,19 @@ impl Maps {
             free.extend(slots.map(|slot| (first + slot) as u16));
         }
         Ok(free)
+    }
+
+    /// Hands on every record, and its counters where flows' packets are counted.
+    pub fn each_flow(
+        &self,
+        mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
+    ) -> Result<()> {
+        let mut counters = Vec::new();
+        self.named("flow_counters")?
+            .each(|_, entry: &types::flow_counters| counters.push(*entry))?;
+        self.named("flows")?.each(|slot, flow| {
+            take(slot, flow, counters.get(slot as usize));
+        })
     }
 
     /// How many flows from a source address no client has confirmed yet, and how

@@ -202,6 +202,32 @@ fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
 }
 
 #[test]
+fn backends_of_ipv6_are_checked_over_ipv6() {
+    let Some(lab) = lab("backends_of_ipv6_are_checked_over_ipv6") else {
+        return;
+    };
+    let service = |port: u16, kind: &str| {
+        format!(
+            "[[service]]\nlisten = '[fd00::5]:{port}'\nhealth = {{ type = '{kind}', {OFTEN} }}\n\
+             backend = [{{ address = '[fd00::2]:80' }}, {{ address = '[fd00::3]:80' }}]\n"
+        )
+    };
+    let balancer = balance(&lab, &(service(80, "tcp") + &service(81, "http")));
+    let all = |status: &Value, first: &str| {
+        (0..2).all(|service| is(status, service, 0, first) && is(status, service, 1, "up"))
+    };
+    assert!(all(&lab.status(), "up"), "{:#}", lab.status());
+    kill_nginx(&lab, "http1");
+    balancer.until("http1 is down", |status| all(status, "down"));
+    lab.within("client", || {
+        for _ in 0..20 {
+            assert_eq!(http::host("[fd00::5]").unwrap(), "http2");
+        }
+    });
+    balancer.end();
+}
+
+#[test]
 fn a_reload_begins_changes_and_ends_checks_and_asks_a_new_backend_first() {
     let test = "a_reload_begins_changes_and_ends_checks_and_asks_a_new_backend_first";
     let Some(lab) = lab(test) else { return };
