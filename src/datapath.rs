@@ -21,7 +21,7 @@ use libbpf_rs::{Program, ProgramInput, ProgramMut};
 
 pub use found::Found;
 pub use hook::{Attached, Hook, attach_fd, attached, detach_fd, replace_fd};
-pub use host::{cpus, tick};
+pub use host::{cpus, jiffies_now, tick};
 pub use maps::Maps;
 pub use pins::{Pins, remove_pins_of_others};
 
@@ -113,6 +113,7 @@ impl Datapath {
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
         rodata.counts_loads = tables.counts_loads.into();
+        rodata.counts_in_flows = tables.counts_in_flows.into();
         rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
@@ -142,6 +143,7 @@ impl Datapath {
             (&mut maps.vips, tables.vips.len() as u32),
             (&mut maps.maglevs, with_room(tables.maglevs()) as u32),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
+            (&mut maps.flow_counters, tables.flow_counters() as u32),
             (&mut maps.buckets, buckets as u32),
             (&mut maps.ports, sources as u32),
         ] {
@@ -332,6 +334,7 @@ fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) 
         ("earlier", backends),
         ("loads", backends),
         ("maglevs", tables.maglevs()),
+        ("flow_counters", tables.flow_counters()),
     ];
     let wanted: Vec<_> = FLOW_MAPS
         .map(|name| (name, 0))
@@ -350,7 +353,10 @@ fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) 
             old.value_bytes,
             map.value_size()
         );
-        if old.max_entries as usize >= *entries {
+        // Flows that began uncounted must not be given the counts of others.
+        let fits = old.max_entries as usize >= *entries
+            && (name != "flow_counters" || old.max_entries as usize == *entries);
+        if fits {
             map.reuse_fd(old.as_fd())
                 .with_context(|| format!("handing over the map {name:?}"))?;
         }

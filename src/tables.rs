@@ -127,6 +127,8 @@ pub struct Tables {
     pub serves_udp: bool,
     /// Some service goes by the backends' flows.
     pub counts_loads: bool,
+    /// Packets and bytes are counted for each flow.
+    pub counts_in_flows: bool,
     /// The source ports of each of `sources`; the first entry is there even
     /// where no source is known yet.
     pub source_ports: Vec<PortRanges>,
@@ -170,6 +172,7 @@ impl Tables {
                 .services
                 .iter()
                 .any(|s| s.listen.protocol == Protocol::Udp),
+            counts_in_flows: config.flow_counters,
             counts_loads: config
                 .services
                 .iter()
@@ -550,6 +553,15 @@ impl Tables {
         self.source_ports.iter().map(PortRanges::count).sum()
     }
 
+    /// Flows whose packets are counted, each in the slot of its record; one at least,
+    /// as a map needs.
+    pub fn flow_counters(&self) -> usize {
+        match self.counts_in_flows {
+            true => self.source_ports.len() * abi::PORTS,
+            false => 1,
+        }
+    }
+
     /// Buckets over clients' tuples: a power of two with about three flows each
     /// when every port is in use, so that 14 places are never too few.
     pub fn buckets(&self) -> usize {
@@ -562,6 +574,7 @@ impl Tables {
         let backends = self.backends.len() + 1;
         sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
             + self.buckets() * size_of::<abi::types::bucket>()
+            + self.flow_counters() * size_of::<abi::flow_counters>()
             + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()

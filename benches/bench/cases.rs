@@ -111,7 +111,13 @@ const GROUPS: [(&[&str], Group); 5] = [
         other_tables,
     ),
     (
-        &["IPv6 and UDP", "VLAN", "partial sums", "native"],
+        &[
+            "packets of flows",
+            "IPv6 and UDP",
+            "VLAN",
+            "partial sums",
+            "native",
+        ],
         features,
     ),
 ];
@@ -266,9 +272,20 @@ fn features(_: &Effort) -> Result<Vec<Case>> {
     establish(&vlan, tagged, 1)?;
     let untagged = with_a_flow(two(), VLAN_HANDLED, SEGMENT)?;
     let both = with_a_flow(both, WHOLE, SEGMENT)?;
+    let mut counted = config(two());
+    counted.flow_counters = true;
+    let counted = Rc::new(Rig::new(&counted, WHOLE));
+    establish(&counted, SEGMENT, MANY_FLOWS)?;
     let case =
         |name: &str, rig: &Rc<Rig>, kind: Kind| Case::new(name, rig, kind.of_clients(1), FORWARDED);
     Ok(vec![
+        case("packets of flows counted, 1 flow", &counted, SEGMENT),
+        Case::new(
+            "packets of flows counted, 32768 flows",
+            &counted,
+            SEGMENT.of_clients(MANY_FLOWS),
+            FORWARDED,
+        ),
         case("IPv6 and UDP served as well", &both, SEGMENT),
         case("VLAN handled, a tag", &vlan, tagged),
         case("VLAN handled, no tag", &untagged, SEGMENT),

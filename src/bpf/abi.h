@@ -46,7 +46,7 @@
  * of this file, a map or a hash over them changes. Maps of another layout are
  * never taken over.
  */
-#define LAYOUT 1
+#define LAYOUT 2
 
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
@@ -295,6 +295,20 @@ struct fragment {
 	__be32 id;   /* that the fragments are sent with */
 	__u32 direction;
 };
+
+/*
+ * Of one flow, in the slot of its record; beside it, as not everybody pays for
+ * them. The upper 16 bits of the packets are the halves of the jiffies of the
+ * flow's begin, the upper one first (0: nobody has counted), so that all of it is
+ * half a cache line.
+ */
+struct flow_counters {
+	__u64 forwarded_packets;
+	__u64 forwarded_bytes;
+	__u64 returned_packets;
+	__u64 returned_bytes;
+};
+_Static_assert(sizeof(struct flow_counters) == 32, "half a cache line");
 
 /* Per CPU, of one backend. */
 struct backend_counters {

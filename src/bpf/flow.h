@@ -109,6 +109,7 @@ __noinline int begin_flow(void)
 	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = packet->family;
 	count_flow_begun(packet->backend);
+	begin_counting(slot);
 
 	linked = link_flow(packet);
 	if (linked != LINKED)

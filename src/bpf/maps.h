@@ -27,6 +27,7 @@ const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
 const volatile __u8 counts_loads = 0; /* for least-connections */
 const volatile __u8 serves_port_ranges = 0;
+const volatile __u8 counts_in_flows = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
@@ -151,6 +152,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);		   /* set at load: as flows, or 1 */
+	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
+	__type(key, __u32);
+	__type(value, struct flow_counters);
+} flow_counters SEC(".maps");
 
 /* Bounded: whoever was not asked for longest makes room. */
 struct {

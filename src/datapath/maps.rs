@@ -38,7 +38,7 @@ impl Maps {
         Ok(Maps { all: all? })
     }
 
-    pub(super) fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
+    pub fn of_descriptors(all: Vec<OwnedFd>) -> Result<Maps> {
         let all: Result<_> = all.into_iter().map(Map::new).collect();
         Ok(Maps { all: all? })
     }
@@ -210,6 +210,19 @@ impl Maps {
     pub fn flow(&self, source: usize, port: u16) -> Result<types::flow> {
         let slot = (source as u32) << abi::PORT_BITS | u32::from(port);
         self.named("flows")?.get(slot)
+    }
+
+    /// Hands on every record, and its counters where flows' packets are counted.
+    pub fn each_flow(
+        &self,
+        mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
+    ) -> Result<()> {
+        let mut counters = Vec::new();
+        self.named("flow_counters")?
+            .each(|_, entry: &types::flow_counters| counters.push(*entry))?;
+        self.named("flows")?.each(|slot, flow| {
+            take(slot, flow, counters.get(slot as usize));
+        })
     }
 
     /// The ports of a source address that wait for use, the next one first.
