@@ -8,30 +8,32 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::service::{Health, Listen, ListenPorts, Protocol, SOURCES_MAX, Scheduler, Service};
 
 include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, ip_address, listener, maglev, port_map, ports,
-    service,
+    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener, maglev,
+    port_map, ports, service, source_list,
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).
 pub const PORTS: usize = 65_536;
 /// Bits of a slot that are the port (`PORT_BITS` in abi.h).
 pub const PORT_BITS: u32 = 16;
-/// The bits of a bucket's entry that are a slot (`SLOT_MASK` in abi.h).
-pub const SLOT_MASK: u32 = 0xf_ffff;
+/// Slots that are a group (`GROUP_SLOTS` in abi.h).
+pub const GROUP_SLOTS: usize = 20;
+/// Bits of a group's index that are not its source address's (`GROUP_BITS` in abi.h).
+pub const GROUP_BITS: u32 = 12;
 /// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
 pub const SWEEP_ROUND: u32 = 64;
-/// Entries of a bucket (`BUCKET_ENTRIES` in abi.h).
-pub const BUCKET_ENTRIES: usize = 14;
 /// VLAN tags of a frame, at most (`VLAN_TAGS` in abi.h).
 pub const VLAN_TAGS: usize = 2;
 /// Datagrams in fragments that are remembered (`FRAGMENTED` in abi.h).
@@ -49,12 +51,13 @@ unsafe impl plain::Plain for listener {}
 unsafe impl plain::Plain for service {}
 unsafe impl plain::Plain for backend {}
 unsafe impl plain::Plain for backend_counters {}
+unsafe impl plain::Plain for flow_counters {}
 unsafe impl plain::Plain for ip_address {}
 unsafe impl plain::Plain for maglev {}
 unsafe impl plain::Plain for port_map {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
-unsafe impl plain::Plain for types::bucket {}
+unsafe impl plain::Plain for group {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);
@@ -65,9 +68,11 @@ const _: () = {
     assert!(size_of::<ip_address>() == 16);
     assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
     assert!(size_of::<flow>() == 64);
-    assert!(size_of::<types::bucket>() == 4 + 4 + 4 * BUCKET_ENTRIES);
-    assert!(size_of::<ports>() == 40 + 4 * PORTS);
+    assert!(size_of::<group>() == 24 + 2 * GROUP_SLOTS);
+    assert!(size_of::<ports>() == 4 + 2 * (PORTS.div_ceil(GROUP_SLOTS) + 1));
+    assert!(PORTS.div_ceil(GROUP_SLOTS) <= 1 << GROUP_BITS);
     assert!(size_of::<backend_counters>() == 48);
+    assert!(size_of::<flow_counters>() == 32);
     assert!(std::mem::offset_of!(flow, seen) == 36);
 };
 
@@ -185,6 +190,69 @@ pub fn scheduler_of(entry: &service) -> Scheduler {
         types::scheduler::SCHEDULER_LEAST_CONNECTIONS => Scheduler::LeastConnections,
         _ => Scheduler::Maglev,
     }
+}
+
+/// What a flow's packets have shown of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Unconfirmed,
+    Established,
+    Closing,
+}
+
+/// Every state, and its word.
+pub const STATES: [(&str, State); 3] = [
+    ("unconfirmed", State::Unconfirmed),
+    ("established", State::Established),
+    ("closing", State::Closing),
+];
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let word = STATES.iter().find(|(_, state)| state == self);
+        f.write_str(word.map_or("", |(word, _)| word))
+    }
+}
+
+/// `None`: there is no flow in the record.
+pub fn state_of(flow: &flow) -> Option<State> {
+    if flow.family == 0 {
+        return None;
+    }
+    if flow.retired != 0 {
+        return Some(State::Closing);
+    }
+    match types::flow_state(flow.state.into()) {
+        types::flow_state::FLOW_UNCONFIRMED => Some(State::Unconfirmed),
+        types::flow_state::FLOW_ESTABLISHED => Some(State::Established),
+        _ => None,
+    }
+}
+
+/// Bits of `flow_counters` that packets are counted in.
+const PACKET_BITS: u32 = 48;
+
+impl flow_counters {
+    /// When the flow began, in jiffies; `None`: nobody has counted.
+    pub fn begun(&self) -> Option<u32> {
+        let [high, low] =
+            [self.forwarded_packets, self.returned_packets].map(|word| word >> PACKET_BITS);
+        let begun = (high << 16 | low) as u32;
+        (begun != 0).then_some(begun)
+    }
+
+    /// How many packets to the backend and from it.
+    pub fn packets(&self) -> [u64; 2] {
+        [self.forwarded_packets, self.returned_packets].map(|word| word & ((1 << PACKET_BITS) - 1))
+    }
+}
+
+/// A flow's client, its port, and the port that it connects to.
+pub fn ends_of(flow: &flow, vip: IpAddr) -> (IpAddr, u16, u16) {
+    let client = address_from(flow.client, vip.is_ipv4());
+    let ports = [flow.client_port, flow.service_port].map(u16::from_be);
+    (client, ports[0], ports[1])
 }
 
 /// The address that [`address_words`] made the words of.

@@ -14,7 +14,9 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::abi::{STATES, State};
 use crate::config::{Input, MODES, Services};
+use crate::flows::{End, Filter};
 use crate::service::Mode;
 pub use generated::{completions, manual};
 
@@ -91,6 +93,13 @@ What it prints is a file for -c, with every default written out.")]
     #[command(after_help = "Example:
   xdp-proxy undrain 10.0.0.2:80 --service web")]
     Undrain(DrainArgs),
+    /// Show the flow table
+    #[command(after_help = "Examples:
+  xdp-proxy flows --service web --state established
+  xdp-proxy flows --client 192.0.2.77 --limit 20 --json
+
+Ages and idle times are in seconds, to within one. Whether a daemon runs or not.")]
+    Flows(FlowsArgs),
     /// Read the configuration file again and apply the difference
     #[command(after_help = "Example:
   xdp-proxy reload -i eth0
@@ -138,7 +147,7 @@ pub struct ConfigArgs {
     #[arg(short, long, value_name = "IFACE")]
     pub interface: Option<String>,
     /// Where in the kernel to attach [default: auto]
-    #[arg(long, value_parser = mode_parser())]
+    #[arg(long, value_parser = word_parser(&MODES))]
     pub mode: Option<Mode>,
     /// TOML file with the services
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "backend"])]
@@ -193,19 +202,53 @@ pub struct DrainArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    #[command(flatten)]
+    pub of: StatusArgs,
+    /// Only those of a service, by its name or by what it listens on
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Only those to a backend
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub backend: Option<End>,
+    /// Only those from a client
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub client: Option<End>,
+    /// Only those in a state
+    #[arg(long, value_parser = word_parser(&STATES))]
+    pub state: Option<State>,
+    /// Only so many
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+impl FlowsArgs {
+    pub fn filter(&self) -> Filter {
+        Filter {
+            service: self.service.clone(),
+            backend: self.backend,
+            client: self.client,
+            state: self.state,
+            limit: self.limit,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct InterfaceArgs {
     /// Interface that it is attached to [default: every one of this network namespace]
     #[arg(short, long, value_name = "IFACE")]
     pub interface: Option<String>,
 }
 
-fn mode_parser() -> impl TypedValueParser<Value = Mode> {
-    let words = PossibleValuesParser::new(MODES.map(|(word, _)| word));
-    words.map(|text| {
-        MODES
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map_or(Mode::default(), |(_, mode)| *mode)
+/// One of the words, as what it stands for.
+fn word_parser<T: Copy + Send + Sync + 'static>(
+    words: &'static [(&'static str, T)],
+) -> impl TypedValueParser<Value = T> {
+    let known = PossibleValuesParser::new(words.iter().map(|(word, _)| *word));
+    known.try_map(|text| {
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or("is none of them")
     })
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The subcommands that are not the daemon: `check`, `status`, `drain`, `reload`, `stop`.
+//! The subcommands that are not the daemon: `check`, `drain`, `reload`, `stop`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,6 @@ use crate::datapath::{self, Found, Pins};
 use crate::health;
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
-use crate::status::Status;
 use crate::tables::{Path, Tables};
 
 /// What would run, with every default, and the memory it takes.
@@ -31,33 +30,6 @@ pub fn check(config: &Config) -> Result<String> {
     };
     health::Plan::new(config)?;
     Ok(config::describe(config, &footprint))
-}
-
-/// What runs on an interface, or on all of this network namespace.
-///
-/// # Errors
-/// Nothing runs there.
-pub fn status(interface: Option<&str>, json: bool) -> Result<String> {
-    let mut all = Vec::new();
-    for name in interfaces(interface)? {
-        match control::ask(&name, Request::Status)? {
-            Some(Response::Status(status)) => all.push(*status),
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(_) | None => {}
-        }
-    }
-    if all.is_empty() {
-        bail!("{}", nothing_runs(interface));
-    }
-    if json {
-        let text = match (&all[..], interface) {
-            ([one], _) => serde_json::to_string_pretty(one),
-            _ => serde_json::to_string_pretty(&all),
-        };
-        return text.map(|text| text + "\n").context("writing JSON");
-    }
-    let texts: Vec<String> = all.iter().map(Status::to_string).collect();
-    Ok(texts.join("\n"))
 }
 
 /// Has what runs on an interface, or on all of this network namespace, read its
@@ -159,14 +131,14 @@ fn found_on(interface: u32) -> Result<Option<Found>> {
     }
 }
 
-fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
+pub(crate) fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
     match interface {
         Some(name) => Ok(vec![name.to_owned()]),
         None => control::daemons(),
     }
 }
 
-fn nothing_runs(interface: Option<&str>) -> String {
+pub(crate) fn nothing_runs(interface: Option<&str>) -> String {
     let place = interface.unwrap_or("any interface");
     format!(
         "no xdp-proxy runs on {place} in this network namespace: start one with `xdp-proxy run`, \

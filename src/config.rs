@@ -69,6 +69,9 @@ pub enum Services {
     },
 }
 
+/// Each flow's packets are counted unless the file says otherwise.
+const FLOW_COUNTERS: bool = true;
+
 /// The configuration that the command line asks for. `host` gives the default
 /// source ports and what explicit ones must stay clear of.
 pub fn load(input: &Input, host: &HostPorts) -> Result<Config, ConfigError> {
@@ -94,6 +97,7 @@ pub fn parse(name: &str, text: &str, host: &HostPorts) -> Result<Config, ConfigE
     let FileConfig {
         interface,
         mode,
+        flow_counters,
         service,
     } = file::parse(name, text)?;
     let top = |key: &str, text: &str, problem| {
@@ -113,6 +117,7 @@ pub fn parse(name: &str, text: &str, host: &HostPorts) -> Result<Config, ConfigE
     Ok(Config {
         interface,
         mode: mode.unwrap_or_default(),
+        flow_counters: flow_counters.unwrap_or(FLOW_COUNTERS),
         services,
     })
 }
@@ -140,6 +145,7 @@ fn from_flags(
     Ok(Config {
         interface: None,
         mode: Mode::default(),
+        flow_counters: FLOW_COUNTERS,
         services: validate("--backend", &drafts, host)?,
     })
 }

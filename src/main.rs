@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, DrainArgs, RunArgs};
 use xdp_proxy::config::{self, ConfigError, HostPorts};
 use xdp_proxy::service::Config;
-use xdp_proxy::{commands, daemon};
+use xdp_proxy::{commands, daemon, inspect};
 
 fn main() -> ExitCode {
     let cli = match Cli::from_command_line() {
@@ -43,7 +43,15 @@ fn dispatch(command: Command) -> Result<()> {
             runtime.block_on(daemon::run(args.config.into_input(), config, manner))
         }
         Command::Check(args) => print(&commands::check(&load(args)?)?),
-        Command::Status(args) => print(&commands::status(args.interface.as_deref(), args.json)?),
+        Command::Status(args) => {
+            let status = inspect::status(args.interface.as_deref(), args.json);
+            print(&runtime.block_on(status)?)
+        }
+        Command::Flows(args) => {
+            let filter = args.filter();
+            let flows = inspect::flows(args.of.interface.as_deref(), args.of.json, &filter);
+            print(&runtime.block_on(flows)?)
+        }
         Command::Drain(args) => print(&drain(&args, true)?),
         Command::Undrain(args) => print(&drain(&args, false)?),
         Command::Reload(args) => print(&commands::reload(args.interface.as_deref())?),

@@ -23,6 +23,8 @@ pub struct Config {
     /// else the one that routes to the first backend.
     pub interface: Option<String>,
     pub mode: Mode,
+    /// Packets and bytes are counted for each flow.
+    pub flow_counters: bool,
     /// At least one, at most [`SERVICES_MAX`]; no two collide.
     pub services: Vec<Service>,
 }

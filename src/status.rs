@@ -15,9 +15,9 @@ pub struct Status {
     /// "generic", "native" or "offload".
     pub mode: String,
     pub program_id: u32,
-    /// Of the daemon.
-    pub pid: u32,
-    pub uptime_seconds: u64,
+    /// Of the daemon; `None`: none runs, and what it knew last is told.
+    pub pid: Option<u32>,
+    pub uptime_seconds: Option<u64>,
     /// Flows that fit at a time.
     pub flows_capacity: u64,
     pub services: Vec<ServiceStatus>,
@@ -97,15 +97,14 @@ impl BackendStatus {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let daemon = match (self.pid, self.uptime_seconds) {
+            (Some(pid), Some(uptime)) => format!("pid {pid}, up {uptime} s"),
+            _ => "no daemon runs".to_owned(),
+        };
         writeln!(
             f,
-            "{} ({}), program {}, pid {}, up {} s, {} flows fit",
-            self.interface,
-            self.mode,
-            self.program_id,
-            self.pid,
-            self.uptime_seconds,
-            self.flows_capacity
+            "{} ({}), program {}, {daemon}, {} flows fit",
+            self.interface, self.mode, self.program_id, self.flows_capacity
         )?;
         for service in &self.services {
             writeln!(

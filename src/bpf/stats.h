@@ -41,6 +41,42 @@ static __always_inline void count_flow_ended(__u32 backend)
 		__sync_fetch_and_add(load, -1);
 }
 
+/* What a flow has had, from its begin on; NULL: nobody asks. */
+static __always_inline struct flow_counters *counters_in_flow(__u32 slot)
+{
+	return counts_in_flows ? bpf_map_lookup_elem(&flow_counters, &slot) :
+				 NULL;
+}
+
+static __always_inline void begin_counting(__u32 slot)
+{
+	struct flow_counters *counters = counters_in_flow(slot);
+	__u64 begun;
+
+	if (!counters)
+		return;
+	begun = (__u32)bpf_jiffies64() ?: 1;
+	counters->forwarded_packets = begun >> 16 << 48;
+	counters->forwarded_bytes = 0;
+	counters->returned_packets = begun << 48;
+	counters->returned_bytes = 0;
+}
+
+/* Two CPUs that have packets of one direction at once may count one for two. */
+static __always_inline void count_in_flow(const struct packet *packet,
+					  enum outcome outcome)
+{
+	struct flow_counters *counters = counters_in_flow(packet->slot);
+
+	if (counters && outcome == OUTCOME_FORWARDED) {
+		counters->forwarded_packets++;
+		counters->forwarded_bytes += packet->frame_bytes;
+	} else if (counters) {
+		counters->returned_packets++;
+		counters->returned_bytes += packet->frame_bytes;
+	}
+}
+
 /* Counts the packet and turns its outcome into the kernel's verdict. */
 static __always_inline int account(const struct packet *packet,
 				   enum outcome outcome)
@@ -61,6 +97,7 @@ static __always_inline int account(const struct packet *packet,
 			of_backend->returned_packets++;
 			of_backend->returned_bytes += packet->frame_bytes;
 		}
+		count_in_flow(packet, outcome);
 	}
 	if (outcome <= OUTCOME_PASSED)
 		return XDP_PASS;

@@ -29,6 +29,7 @@ pub fn describe(config: &Config, footprint: &Footprint) -> String {
         ),
     }
     line(&mut text, "mode", string(word(&MODES, config.mode)));
+    line(&mut text, "flow_counters", config.flow_counters.to_string());
     for service in &config.services {
         describe_service(&mut text, service);
     }

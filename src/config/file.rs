@@ -19,6 +19,7 @@ const EXCERPT_CHARS_MAX: usize = 60;
 pub(super) struct FileConfig {
     pub interface: Option<String>,
     pub mode: Option<String>,
+    pub flow_counters: Option<bool>,
     #[serde(default)]
     pub service: Vec<FileService>,
 }

@@ -38,23 +38,9 @@ impl Handover {
     /// # Errors
     /// It does not know how, or will not.
     pub fn ask(interface: &str) -> Result<Option<Handover>> {
-        let Some(mut conversation) = connect(interface)? else {
+        let Some((conversation, descriptors)) = ask(interface, Request::TakeOver)? else {
             return Ok(None);
         };
-        send_request(&mut conversation, Request::TakeOver)?;
-        let (line, descriptors) = receive(&conversation)
-            .with_context(|| format!("taking over from the daemon on {interface}"))?;
-        if line.is_empty() {
-            bail!(
-                "the daemon on {interface} does not know how to hand over: end it with \
-                 `xdp-proxy stop -i {interface}`"
-            );
-        }
-        match parse_response(&line)? {
-            Response::HandedOver => {}
-            Response::Error(error) => bail!("the daemon on {interface}: {error}"),
-            _ => bail!("the daemon on {interface} gave another answer than was asked for"),
-        }
         let mut descriptors = descriptors.into_iter();
         let (Some(listener), Some(program)) = (descriptors.next(), descriptors.next()) else {
             bail!("the daemon on {interface} handed nothing over");
@@ -73,6 +59,31 @@ impl Predecessor {
     pub fn waits(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         recv(self.0.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+    }
+}
+
+/// The maps of the daemon on an interface; `None`: none runs there.
+pub fn maps(interface: &str) -> Result<Option<Vec<OwnedFd>>> {
+    Ok(ask(interface, Request::Maps)?.map(|(_, descriptors)| descriptors))
+}
+
+fn ask(interface: &str, request: Request) -> Result<Option<(UnixStream, Vec<OwnedFd>)>> {
+    let Some(mut conversation) = connect(interface)? else {
+        return Ok(None);
+    };
+    send_request(&mut conversation, request)?;
+    let (line, descriptors) = receive(&conversation)
+        .with_context(|| format!("asking the daemon on {interface} for what it has"))?;
+    if line.is_empty() {
+        bail!(
+            "the daemon on {interface} does not know how to hand over: end it with \
+             `xdp-proxy stop -i {interface}`"
+        );
+    }
+    match parse_response(&line)? {
+        Response::HandedOver => Ok(Some((conversation, descriptors))),
+        Response::Error(error) => bail!("the daemon on {interface}: {error}"),
+        _ => bail!("the daemon on {interface} gave another answer than was asked for"),
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::status::Status;
-pub use handover::{Handover, Predecessor};
+pub use handover::{Handover, Predecessor, maps};
 
 const PREFIX: &str = "xdp-proxy/";
 /// A request is a few words; a client has this long to say them.
@@ -49,6 +49,8 @@ pub enum Request {
     Reload,
     /// Detach and exit; answered when that is done.
     Stop,
+    /// Give descriptors of the maps.
+    Maps,
     /// Hand over the control socket, the program and its maps, and wait: when the
     /// client hangs up, exit if another program is attached, else go on.
     TakeOver,
@@ -63,7 +65,7 @@ pub enum Response {
     /// What was done, by line.
     Done(String),
     Stopped,
-    /// The descriptors come with it: the socket, the program, the maps.
+    /// The descriptors come with it.
     HandedOver,
     Error(String),
 }
@@ -79,6 +81,11 @@ impl Caller {
     pub fn answer(self, response: Response) -> oneshot::Receiver<()> {
         let _ = self.response.send((response, Vec::new()));
         self.conversation
+    }
+
+    /// Answers with descriptors.
+    pub fn answer_with(self, descriptors: Vec<OwnedFd>) {
+        let _ = self.response.send((Response::HandedOver, descriptors));
     }
 
     /// Hands the descriptors over, and returns when the client has hung up; if this

@@ -10,6 +10,7 @@ mod start;
 mod update;
 
 pub use start::{Manner, run};
+pub use update::now_s;
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,6 @@ use crate::neighbour::{Interface, Neighbours};
 use crate::service::Config;
 use crate::tables::{ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
-use update::now_s;
 
 /// How long a start or a reload waits for neighbours to answer.
 const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
@@ -94,6 +94,10 @@ impl Daemon {
                 () = self.checks.changed() => self.apply(|_| ())?,
                 Some((request, caller)) = control.call() => match request {
                     Request::Stop => return Ok(End::Stop(caller)),
+                    Request::Maps => {
+                        let descriptors = self.datapath.descriptors()?;
+                        caller.answer_with(descriptors);
+                    }
                     Request::TakeOver => {
                         if self.hand_over(&mut control, caller).await? {
                             return Ok(End::TakenOver);

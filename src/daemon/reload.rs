@@ -105,6 +105,7 @@ impl Daemon {
         (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
         self.checks = checks;
         self.report_foreign_sources().await?;
+        self.report_deaf_checks()?;
         self.report_unreachable();
         self.report_vlan_faults().await?;
         Ok(change)

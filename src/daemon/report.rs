@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result};
 use super::Daemon;
 use super::routes::{reach_of, vips};
 use super::update::now_s;
-use crate::config;
+use crate::config::{self, HostPorts};
 use crate::health::Report;
 use crate::manager;
 use crate::neighbour::{self, DisplayMac, Reach};
-use crate::service::Health;
+use crate::service::{Health, Service};
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status};
 use crate::tables::{BackendTable, Tenure};
@@ -73,6 +73,46 @@ impl Daemon {
         Ok(())
     }
 
+    /// Warns of checks whose answers a service on several ports would take, since they
+    /// leave from its VIP.
+    pub(super) fn report_deaf_checks(&self) -> Result<()> {
+        let local = HostPorts::read()?.local;
+        let services = self.config.services.iter();
+        let takers: Vec<&Service> = services
+            .filter(|service| {
+                let ports = service.listen.ports.range();
+                service.listen.ports.one().is_none()
+                    && ports.start() <= local.end()
+                    && local.start() <= ports.end()
+            })
+            .collect();
+        for (number, service) in self.config.services.iter().enumerate() {
+            let Some(check) = &service.health else {
+                continue;
+            };
+            let deaf = self.backends_of(number).find_map(|index| {
+                let table = &self.tables.backends[index - 1];
+                let from = match self.reach(table)? {
+                    Reach::Resolved { source, .. } => source,
+                    Reach::Unresolved { source, .. } => source?,
+                };
+                takers.iter().find(|taker| {
+                    (taker.listen.vip, taker.listen.protocol) == (from, check.kind.protocol())
+                })
+            });
+            if let Some(taker) = deaf {
+                tracing::warn!(
+                    "service {:?}: its checks leave from {}, where service {:?} takes the answers: \
+                     give one of them another VIP, or set health = {{ type = \"none\" }}",
+                    service.name,
+                    taker.listen.vip,
+                    taker.name
+                );
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn report_unreachable(&self) {
         for backend in self
             .tables
@@ -82,6 +122,8 @@ impl Daemon {
         {
             if let Some(why) = self.why_not(backend) {
                 tracing::warn!("backend {} gets no flows: {why}", backend.backend);
+            } else if backend.backend.weight == 0 {
+                tracing::info!("backend {} drains, as its weight is 0", backend.backend);
             }
         }
     }
@@ -142,8 +184,8 @@ impl Daemon {
             interface: self.interface.name.clone(),
             mode: self.attachment.hook().name().into(),
             program_id: self.program_id,
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            pid: Some(std::process::id()),
+            uptime_seconds: Some(self.started.elapsed().as_secs()),
             flows_capacity: self.tables.capacity() as u64,
             services,
             packets: counters.packets(),

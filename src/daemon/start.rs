@@ -169,6 +169,7 @@ impl Daemon {
     /// All that can fail before traffic is served for good.
     async fn get_ready(&mut self) -> Result<()> {
         self.report_foreign_sources().await?;
+        self.report_deaf_checks()?;
         self.report_unreachable();
         self.report_vlan_faults().await?;
         privilege::limit()?;

@@ -16,7 +16,7 @@ use crate::tables::{Condition, Path, Tables, Tenure};
 
 /// Seconds since boot: time that no clock that is set can change, and that a later
 /// daemon counts on.
-pub(super) fn now_s() -> Result<u32> {
+pub fn now_s() -> Result<u32> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).context("reading the clock")?;
     u32::try_from(now.tv_sec()).context("reading the clock")
 }
@@ -102,9 +102,9 @@ impl Daemon {
     }
 
     fn services_that_ignore_health(&self) -> BTreeSet<usize> {
-        let services = 0..self.tables.services.len();
+        let services = (0..).zip(&self.tables.services);
         services
-            .filter(|index| self.tables.ignores_health(*index))
+            .filter_map(|(index, service)| service.ignores_health.then_some(index))
             .collect()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::time::{ClockId, clock_getres};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Length of a jiffy: the resolution of the clock that the kernel's tick moves
 /// (clock_getres(2), CLOCK_MONOTONIC_COARSE).
@@ -13,6 +13,17 @@ pub fn tick() -> Result<Duration> {
     let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
         .context("asking for the length of the kernel's tick")?;
     Ok(resolution.into())
+}
+
+/// The kernel's clock as the datapath reads it, to within about a second: its low 32
+/// bits, which begin five minutes before they overflow (`INITIAL_JIFFIES`).
+pub fn jiffies_now() -> Result<u32> {
+    const BEFORE_OVERFLOW: Duration = Duration::from_secs(300);
+    let now =
+        clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("reading the kernel's clock")?;
+    let tick = tick()?.as_nanos().max(1);
+    let ticks = Duration::from(now).as_nanos() / tick;
+    Ok((ticks as u32).wrapping_sub((BEFORE_OVERFLOW.as_nanos() / tick) as u32))
 }
 
 /// CPUs that per-CPU maps have copies for.

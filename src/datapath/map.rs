@@ -10,6 +10,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{MapCore, MapInfo, MapType};
 
+/// Entries that are read at a time.
+const BATCH: u32 = 4096;
+
 /// A map whose keys are `u32`, as of arrays.
 pub(super) struct Map {
     fd: OwnedFd,
@@ -87,6 +90,50 @@ impl Map {
         let bytes = self.lookup(index)?;
         let stride = self.value_bytes.next_multiple_of(8);
         bytes.chunks_exact(stride).map(from_bytes).collect()
+    }
+
+    /// Hands on every value, in the order of the indexes.
+    pub fn each<T: plain::Plain + Copy + Default>(
+        &self,
+        mut take: impl FnMut(u32, &T),
+    ) -> Result<()> {
+        let stride = self.bytes_per_entry()?;
+        let mut keys = vec![0u32; BATCH as usize];
+        let mut values = vec![0; stride * BATCH as usize];
+        let (mut token, mut done) = (0u32, 0);
+        while done < self.max_entries {
+            let mut count = BATCH;
+            let begin = match done {
+                0 => std::ptr::null_mut(),
+                _ => (&raw mut token).cast(),
+            };
+            // SAFETY: keys and values have room for `count` entries, and the token
+            // that for a key.
+            let error = unsafe {
+                libbpf_sys::bpf_map_lookup_batch(
+                    self.fd.as_raw_fd(),
+                    begin,
+                    (&raw mut token).cast(),
+                    keys.as_mut_ptr().cast(),
+                    values.as_mut_ptr().cast(),
+                    &mut count,
+                    std::ptr::null(),
+                )
+            };
+            // ENOENT: these were the last.
+            if error != 0 && error != -nix::libc::ENOENT {
+                self.check(error, "reading", done)?;
+            }
+            let entries = values.chunks_exact(stride).zip(&keys);
+            for (value, key) in entries.take(count as usize) {
+                take(*key, &from_bytes(&value[..self.value_bytes])?);
+            }
+            done += count;
+            if error != 0 || count == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub fn put<T: plain::Plain>(&self, index: u32, value: &T) -> Result<()> {

@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Protocol;
+
 use serde::{Deserialize, Serialize};
 
 /// What a backend is asked, and how often.
@@ -33,6 +35,16 @@ pub enum CheckKind {
     Https(HttpCheck, Trust),
     /// It answers a datagram.
     Udp(UdpCheck),
+}
+
+impl CheckKind {
+    /// What its packets are of.
+    pub fn protocol(&self) -> Protocol {
+        match self {
+            CheckKind::Tcp | CheckKind::Http(_) | CheckKind::Https(..) => Protocol::Tcp,
+            CheckKind::Udp(_) => Protocol::Udp,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

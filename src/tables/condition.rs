@@ -52,14 +52,18 @@ impl Tables {
         let table = &self.backends[index - 1];
         table.tenure == Tenure::Configured
             && self.is_able(table)
-            && (table.condition.health != Health::Down || self.ignores_health(table.service))
+            && (table.condition.health != Health::Down
+                || self.services[table.service].ignores_health)
     }
 
-    /// Every backend that could take flows is down, and the service goes on with
-    /// them.
-    pub fn ignores_health(&self, index: usize) -> bool {
-        self.services[index].policy.all_down == AllDown::IgnoreHealth
-            && (self.able(index)).all(|table| table.condition.health == Health::Down)
+    /// Notes where health is ignored: every backend that could take flows is down, and
+    /// the service is to go on with them. Asked for each of them, so noted once.
+    pub fn conclude(&mut self) {
+        for index in 0..self.services.len() {
+            let ignores_health = self.services[index].policy.all_down == AllDown::IgnoreHealth
+                && (self.able(index)).all(|table| table.condition.health == Health::Down);
+            self.services[index].ignores_health = ignores_health;
+        }
     }
 
     /// Whether the flows of backend `index` end with their clients' next packets.
@@ -68,7 +72,7 @@ impl Tables {
         let service = &self.services[table.service];
         let failed = table.condition.health == Health::Down
             && service.policy.on_failure == OnFailure::Reset
-            && !self.ignores_health(table.service);
+            && !service.ignores_health;
         // TCP would send again what was lost until the neighbour is back.
         let silent = service.listen.protocol == Protocol::Udp && !table.path.alive;
         failed || silent || table.condition.drain_is_over
@@ -102,7 +106,8 @@ impl Tables {
         }
     }
 
-    /// Brings up to the time who drains, since when, and for whom it is over.
+    /// Brings up to the time who drains, since when, and for whom it is over; to be
+    /// called after all other news.
     pub fn drain(&mut self, now_s: u32) {
         for table in &mut self.backends {
             let drains = table.tenure != Tenure::Vacant && table.drains();
@@ -115,6 +120,7 @@ impl Tables {
             }
             condition.drain_is_over = drains && is_over(condition, timeout, now_s);
         }
+        self.conclude();
     }
 
     /// Whether for some backend the drain is over that was not yet at the last look.

@@ -95,6 +95,7 @@ impl Tables {
                 tenure: note.tenure,
                 number: note.number,
                 entry: *entry,
+                ignores_health: false,
                 fresh: false,
                 backends: Vec::new(),
             });

@@ -131,6 +131,7 @@ pub fn config(services: Vec<Service>) -> Config {
     Config {
         interface: None,
         mode: Mode::Auto,
+        flow_counters: false,
         services,
     }
 }

@@ -186,6 +186,7 @@ fn the_text_that_check_prints_shows_every_default() {
         describe(&config, &footprint()),
         r#"# interface: the one that holds the first VIP, else the one that routes to the first backend
 mode = "auto"
+flow_counters = true
 
 [[service]]
 name = "192.0.2.1:80/tcp"

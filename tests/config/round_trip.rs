@@ -29,8 +29,10 @@ fn files() -> impl Strategy<Value = String> {
     );
     let ports = prop::option::of((1u16..32768, 61000u16..));
     let mode = prop::sample::select(vec!["auto", "generic", "native", "offload"]);
-    (mode, ports, prop::collection::vec(service, 1..4)).prop_map(|(mode, ports, services)| {
-        let mut text = format!("mode = \"{mode}\"\n");
+    let top = (mode, any::<bool>());
+    (top, ports, prop::collection::vec(service, 1..4)).prop_map(|(top, ports, services)| {
+        let (mode, counters) = top;
+        let mut text = format!("mode = \"{mode}\"\nflow_counters = {counters}\n");
         for (i, (name, listen, sources, [unanswered, established, closing], backends, health)) in
             services.into_iter().enumerate()
         {

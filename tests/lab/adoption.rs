@@ -118,7 +118,7 @@ fn what_the_next_daemon_does_not_serve_keeps_its_flows() {
         assert!(owners.iter().any(|owner| owner == "http2"));
         kill_9(lb);
         let file = format!(
-            "[[service]]\nlisten = \"{LB}:8080\"\n[[service.backend]]\naddress = \"{HTTP2}\"\n\
+            "[[service]]\nlisten = \"{LB}:8080\"\n[[service.backend]]\naddress = \"{HTTP2}:80\"\n\
              [[service]]\nlisten = \"{LB}:80\"\n[[service.backend]]\naddress = \"{HTTP1}\"\n"
         );
         let lb = lab.balance(&format!("-c {}", lab.write("other.toml", &file)));

@@ -170,6 +170,167 @@ fn a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_
 }
 
 #[test]
+fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
+    let test = "a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection";
+    let Some(lab) = lab(test) else { return };
+    let keys = format!("health = {{ type = 'tcp', {OFTEN} }}");
+    let balancer = balance(&lab, &services(&[(80, &keys)]));
+    // It answers ARP still, and nothing else.
+    lab.at("http1", "ip route add blackhole 10.0.0.5");
+    let hosts = lab.within("client", || {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..40)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let begun = Instant::now();
+                        (http::host(LB).unwrap(), begun.elapsed())
+                    })
+                })
+                .collect();
+            let joined = clients.into_iter().map(|client| client.join().unwrap());
+            joined.collect::<Vec<_>>()
+        })
+    });
+    // A SYN that is sent again after a second goes to the other one.
+    let longest = hosts.iter().map(|(_, took)| *took).max().unwrap();
+    println!("the longest took {longest:?}");
+    assert!(longest > Duration::from_millis(900) && longest < Duration::from_secs(2));
+    assert!(hosts.iter().all(|(host, _)| host == "http2"));
+    let reason = backend(&lab.status(), 0, 0)["reason"].clone();
+    assert_eq!(reason, "no answer within 100ms");
+    balancer.end();
+}
+
+#[test]
+fn an_answer_counts_whatever_becomes_of_its_body() {
+    let Some(lab) = lab("an_answer_counts_whatever_becomes_of_its_body") else {
+        return;
+    };
+    // Neither says how long its answer is: one never ends, one breaks off.
+    let ports = [8090, 8091];
+    let listeners = lab.within("http1", || {
+        ports.map(|port| std::net::TcpListener::bind(("10.0.0.2", port)).unwrap())
+    });
+    for (listener, ends) in listeners.into_iter().zip([false, true]) {
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello";
+                let _ = stream.write_all(chunked);
+                if !ends {
+                    open.push(stream);
+                }
+            }
+        });
+    }
+    let keys = ports.map(|port| format!("health = {{ type = 'http', port = {port}, {OFTEN} }}"));
+    let balancer = balance(&lab, &services(&[(80, &keys[0]), (81, &keys[1])]));
+    std::thread::sleep(Duration::from_secs(1));
+    for service in 0..2 {
+        let health = backend(&lab.status(), service, 0)["health"].clone();
+        assert_eq!(
+            (&health["state"], &health["error"]),
+            (&"up".into(), &Value::Null)
+        );
+    }
+    balancer.end();
+}
+
+#[test]
+fn backends_of_ipv6_are_checked_over_ipv6() {
+    let Some(lab) = lab("backends_of_ipv6_are_checked_over_ipv6") else {
+        return;
+    };
+    let service = |port: u16, kind: &str| {
+        format!(
+            "[[service]]\nlisten = '[fd00::5]:{port}'\nhealth = {{ type = '{kind}', {OFTEN} }}\n\
+             backend = [{{ address = '[fd00::2]:80' }}, {{ address = '[fd00::3]:80' }}]\n"
+        )
+    };
+    let balancer = balance(&lab, &(service(80, "tcp") + &service(81, "http")));
+    let all = |status: &Value, first: &str| {
+        (0..2).all(|service| is(status, service, 0, first) && is(status, service, 1, "up"))
+    };
+    assert!(all(&lab.status(), "up"), "{:#}", lab.status());
+    kill_nginx(&lab, "http1");
+    balancer.until("http1 is down", |status| all(status, "down"));
+    lab.within("client", || {
+        for _ in 0..20 {
+            assert_eq!(http::host("[fd00::5]").unwrap(), "http2");
+        }
+    });
+    balancer.end();
+}
+
+#[test]
+fn a_reload_begins_changes_and_ends_checks_and_asks_a_new_backend_first() {
+    let test = "a_reload_begins_changes_and_ends_checks_and_asks_a_new_backend_first";
+    let Some(lab) = lab(test) else { return };
+    serve_switch(&lab, "http1");
+    serve_switch(&lab, "http2");
+    turn(&lab, "http1", false);
+    let none = "health = { type = 'none' }";
+    let balancer = balance(&lab, &services(&[(80, none)]));
+    let reload = |text: &str| {
+        lab.write("health.toml", text);
+        lab.at("lb", &format!("{BINARY} reload"));
+        lab.status()
+    };
+    assert!(backend(&lab.status(), 0, 0)["health"].is_null());
+    let check = format!("health = {{ type = 'http', port = 8080, {OFTEN} }}");
+    let checked = services(&[(80, &check)]);
+    let status = reload(&checked);
+    assert!(is(&status, 0, 0, "down") && is(&status, 0, 1, "up"));
+    let log = balancer.log();
+    // The client has no server: it is known to be down before it could get a flow.
+    let more = checked.replace("backend = [", "backend = [{ address = '10.0.0.4:80' }, ");
+    let status = reload(&more);
+    let states: Vec<_> = (0..3)
+        .map(|number| backend(&status, 0, number)["state"].clone())
+        .collect();
+    assert_eq!(states, ["down", "up", "down"], "{status:#}");
+    assert_eq!(backend(&status, 0, 2)["address"], "10.0.0.4:80");
+    assert_eq!(backend(&status, 0, 2)["flows_begun"], 0);
+    lab.within("client", || {
+        for _ in 0..30 {
+            assert_eq!(http::host(LB).unwrap(), "http2");
+        }
+    });
+    // What is as it was is not asked anew.
+    let since = |status: &Value| backend(status, 0, 0)["health"]["for_seconds"].as_u64();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(since(&reload(&checked)) >= Some(2));
+    assert_eq!(
+        balancer.log().matches("of 10.0.0.5:80/tcp is up").count(),
+        0,
+        "{log}"
+    );
+    let status = reload(&services(&[(80, none)]));
+    assert!(is(&status, 0, 0, "up") && backend(&status, 0, 0)["health"].is_null());
+    balancer.end();
+}
+
+#[test]
+fn who_takes_the_answers_to_checks_is_named() {
+    let Some(lab) = lab("who_takes_the_answers_to_checks_is_named") else {
+        return;
+    };
+    let all =
+        "[[service]]\nname = 'all'\nlisten = '10.0.0.5:*'\nbackend = [{ address = '10.0.0.3' }]\n";
+    let balancer = balance(&lab, &(services(&[(80, "name = 'web'")]) + all));
+    let log = balancer.log();
+    let warning = "service \"web\": its checks leave from 10.0.0.5, where service \"all\" takes the \
+                   answers";
+    assert!(log.contains(warning), "{log}");
+    balancer.end();
+    let balancer = balance(&lab, &services(&[(80, "name = 'web'")]));
+    assert!(!balancer.log().contains("takes the answers"));
+    balancer.end();
+}
+
+#[test]
 fn a_check_leaves_nothing_behind_on_either_end() {
     let Some(lab) = lab("a_check_leaves_nothing_behind_on_either_end") else {
         return;

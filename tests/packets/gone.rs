@@ -7,6 +7,7 @@ use xdp_proxy::tables::Condition;
 
 use crate::common::case::WAYS;
 use crate::common::connection::*;
+use crate::common::exchange::Exchange;
 use crate::common::frames::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -22,6 +23,7 @@ fn two_backends(settings: xdp_proxy::datapath::Settings) -> Rig {
 /// Tells the program what became of a backend.
 fn write(rig: &mut Rig, backend: usize, condition: Condition) {
     rig.tables.backends[backend - 1].condition = condition;
+    rig.tables.conclude();
     for index in 1..=rig.tables.backends.len() {
         rig.datapath.write_backend(&rig.tables, index).unwrap();
     }
@@ -210,5 +212,45 @@ fn where_health_is_ignored_when_all_are_down_all_serve() {
         for number in 200..250 {
             assert_eq!(opened(&rig, number, Sum::Complete).1, 3 - index);
         }
+    }
+}
+
+#[test]
+fn flows_of_udp_outlive_a_drain_and_a_failure_that_is_to_change_nothing() {
+    if !root_or_skip("flows_of_udp_outlive_a_drain_and_a_failure_that_is_to_change_nothing") {
+        return;
+    }
+    let drained = Condition {
+        drained: true,
+        draining_since_s: 1,
+        ..Condition::default()
+    };
+    let over = Condition {
+        drain_is_over: true,
+        ..drained
+    };
+    const LISTEN: &str = "10.0.0.5:53/udp";
+    for (on_failure, condition, moves) in [
+        (OnFailure::Reset, drained, false),
+        (OnFailure::Reset, over, true),
+        (OnFailure::Keep, down(), false),
+        (OnFailure::Reset, down(), true),
+    ] {
+        let backends = [("10.0.0.2:53", 1), ("10.0.0.3:53", 1)];
+        let mut rig = Rig::new(&config(vec![service(LISTEN, &backends)]), GENERIC);
+        rig.tables.services[0].policy.on_failure = on_failure;
+        let mut exchange = Exchange::new(&rig, LISTEN, 1);
+        exchange.open();
+        let path = exchange.path();
+        let index = rig.backend_index(path.1);
+        write(&mut rig, index, condition);
+        rig.datapath.sweep().unwrap();
+        let mut after = Exchange::new(&rig, LISTEN, 1);
+        after.open();
+        assert_eq!(after.path() != path, moves, "{condition:?}");
+        let mut new = Exchange::new(&rig, LISTEN, 2);
+        new.open();
+        assert_ne!(new.path().1, path.1);
+        assert_eq!(rig.counters().of(GONE), 0);
     }
 }

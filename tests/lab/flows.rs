@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! `flows` and `status`, whether a daemon runs or not.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::common::echo::Echo;
+use crate::common::http::Connection;
+use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, TWO, refusal};
+
+fn flows(lab: &Lab, filter: &str) -> Vec<Value> {
+    let text = lab.at("lb", &format!("{BINARY} flows --json {filter}"));
+    let all: Value = serde_json::from_str(&text).unwrap();
+    all["flows"].as_array().unwrap().clone()
+}
+
+fn serve_both(lab: &Lab) -> String {
+    lab.write(
+        "both.toml",
+        &format!(
+            "[[service]]\nname = \"web\"\nlisten = \"{LB}:80\"\n\
+             [[service.backend]]\naddress = \"{HTTP1}\"\n\
+             [[service.backend]]\naddress = \"{HTTP2}\"\n\
+             [[service]]\nlisten = \"{LB}:7/udp\"\n\
+             [[service.backend]]\naddress = \"{HTTP1}\"\n"
+        ),
+    )
+}
+
+#[test]
+fn flows_tells_each_flow_and_filters_with_and_without_a_daemon() {
+    let test = "flows_tells_each_flow_and_filters_with_and_without_a_daemon";
+    let Some(lab) = crate::lab(test) else { return };
+    let echo = Echo::start(&lab, "http1", &format!("{HTTP1}:7"));
+    let lb = lab.balance(&format!("-c {}", serve_both(&lab)));
+    lab.within("client", || {
+        let mut kept: Vec<_> = (0..20).map(|_| Connection::open(LB).unwrap()).collect();
+        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
+        let at_http1 = owners.iter().filter(|owner| *owner == "http1").count();
+        kept[0].get("/1m").unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((LB, 7)).unwrap();
+        socket.send(b"1").unwrap();
+        socket.recv(&mut [0; 9]).unwrap();
+        // One that its client does not go on with.
+        let dumb = UdpSocket::bind("0.0.0.0:0").unwrap();
+        dumb.connect((LB, 7)).unwrap();
+        dumb.send(b"1").unwrap();
+        dumb.recv(&mut [0; 9]).unwrap();
+        drop(Connection::open(LB).unwrap());
+        std::thread::sleep(Duration::from_millis(1200));
+        let first = format!("10.0.0.4:{}", kept[0].local_port());
+        let check = || {
+            for (filter, count) in [
+                ("", 23),
+                ("--service web", 21),
+                ("--service 10.0.0.5:7/udp", 2),
+                ("--state established", 20),
+                ("--state unconfirmed", 2),
+                ("--state closing", 1),
+                ("--client 10.0.0.4", 23),
+                ("--client 10.0.0.2", 0),
+                (&format!("--client {first}"), 1),
+                (
+                    &format!("--backend {HTTP2} --state established"),
+                    20 - at_http1,
+                ),
+                (
+                    &format!("--backend {HTTP1}:80 --state established"),
+                    at_http1,
+                ),
+                ("--backend 10.0.0.2:81", 0),
+                ("--service web --limit 4", 4),
+            ] {
+                assert_eq!(flows(&lab, filter).len(), count, "{filter}");
+            }
+            let text = lab.at("lb", &format!("{BINARY} flows --service web --limit 4"));
+            assert!(
+                text.starts_with("eth0: 21 flows, 4 of them shown\n"),
+                "{text}"
+            );
+            assert_eq!(text.lines().count(), 6, "{text}");
+            let error = refusal(&lab.proxy("flows --service mail"), 1);
+            assert!(error.contains("there are web, 10.0.0.5:7/udp"), "{error}");
+
+            let flow = &flows(&lab, &format!("--client {first}"))[0];
+            assert_eq!(flow["service"], "web");
+            assert_eq!(
+                (&flow["client"], &flow["vip"]),
+                (&first.clone().into(), &"10.0.0.5:80".into())
+            );
+            let owner = if owners[0] == "http1" { HTTP1 } else { HTTP2 };
+            assert_eq!(flow["backend"], format!("{owner}:80"));
+            assert!(
+                flow["source"].as_str().unwrap().starts_with("10.0.0.5:"),
+                "{flow}"
+            );
+            let counter = |name: &str| flow["counters"][name].as_u64().unwrap();
+            assert!(counter("returned_bytes") > 1 << 20 && counter("forwarded_bytes") > 200);
+            assert!(counter("returned_packets") >= 4 && counter("forwarded_packets") >= 4);
+            assert!((1..=20).contains(&counter("age_seconds")), "{flow}");
+            let idle = flow["idle_seconds"].as_u64().unwrap();
+            assert!(
+                (1..=20).contains(&idle) && idle <= counter("age_seconds") + 1,
+                "{flow}"
+            );
+        };
+        check();
+        lb.signal(Signal::SIGKILL);
+        lb.wait();
+        check();
+    });
+    drop(echo);
+}
+
+#[test]
+fn what_flows_had_adds_up_to_what_their_backends_had() {
+    let Some(lab) = crate::lab("what_flows_had_adds_up_to_what_their_backends_had") else {
+        return;
+    };
+    let lb = lab.balance(TWO);
+    lab.within("client", || {
+        let mut kept: Vec<_> = (0..50).map(|_| Connection::open(LB).unwrap()).collect();
+        for connection in &mut kept {
+            connection.get("/small").unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let service = &lab.status()["services"][0];
+        let flows = flows(&lab, "");
+        assert_eq!(flows.len(), 50);
+        for counter in [
+            "forwarded_packets",
+            "forwarded_bytes",
+            "returned_packets",
+            "returned_bytes",
+        ] {
+            let sum: u64 = flows
+                .iter()
+                .map(|flow| flow["counters"][counter].as_u64().unwrap())
+                .sum();
+            assert_eq!(service[counter], sum, "{counter}");
+        }
+    });
+    lb.end();
+}
+
+#[test]
+fn flows_that_nobody_counts_have_no_counters() {
+    let Some(lab) = crate::lab("flows_that_nobody_counts_have_no_counters") else {
+        return;
+    };
+    let service =
+        format!("[[service]]\nlisten = \"{LB}:80\"\n[[service.backend]]\naddress = \"{HTTP1}\"\n");
+    let with = |counted: bool| format!("flow_counters = {counted}\n{service}");
+    let file = lab.write("web.toml", &with(false));
+    let lb = lab.balance(&format!("-c {file}"));
+    let open = || lab.within("client", || Connection::open(LB).unwrap());
+    let counted = || {
+        let all = flows(&lab, "--state established");
+        all.iter()
+            .filter(|flow| flow["counters"].is_object())
+            .count()
+    };
+    let first = open();
+    assert_eq!(counted(), 0);
+    let mut kept = vec![first];
+    // From a reload on new ones are counted, and old ones as they were.
+    for (switched_on, wanted) in [(true, 1), (false, 0), (true, 1)] {
+        lab.write("web.toml", &with(switched_on));
+        lab.at("lb", &format!("{BINARY} reload"));
+        kept.push(open());
+        kept[0].get("/small").unwrap();
+        assert_eq!(counted(), wanted, "{switched_on}");
+    }
+    lb.end();
+}
+
+#[test]
+fn status_tells_what_a_dead_daemon_has_left() {
+    let Some(lab) = crate::lab("status_tells_what_a_dead_daemon_has_left") else {
+        return;
+    };
+    let lb = lab.balance(&format!("-c {}", serve_both(&lab)));
+    let mut connection = lab.within("client", || Connection::open(LB).unwrap());
+    connection.host().unwrap();
+    let mut alive = lab.status();
+    lb.signal(Signal::SIGKILL);
+    lb.wait();
+    let mut left = lab.status();
+    assert_eq!(
+        (&left["pid"], &left["uptime_seconds"]),
+        (&Value::Null, &Value::Null)
+    );
+    let text = lab.at("lb", &format!("{BINARY} status"));
+    assert!(text.contains(", no daemon runs, "), "{text}");
+    // What only a daemon knows.
+    for status in [&mut alive, &mut left] {
+        status.as_object_mut().unwrap().remove("pid");
+        status.as_object_mut().unwrap().remove("uptime_seconds");
+        for service in status["services"].as_array_mut().unwrap() {
+            for backend in service["backends"].as_array_mut().unwrap() {
+                backend.as_object_mut().unwrap().remove("next_hop");
+                backend.as_object_mut().unwrap().remove("health");
+            }
+        }
+        // ARP goes on.
+        status["packets"]["received"] = Value::Null;
+        status["packets"]["passed"] = Value::Null;
+    }
+    assert_eq!(alive, left);
+    lab.at("lb", &format!("{BINARY} stop"));
+    for command in ["status", "flows"] {
+        let error = refusal(&lab.proxy(command), 1);
+        assert!(error.contains("no xdp-proxy runs"), "{error}");
+    }
+}
