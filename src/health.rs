@@ -21,7 +21,6 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::config::duration_text;
 use crate::service::{Backend, Check, Config, Health, Listen};
 use probe::{Failure, Probe};
 pub use tally::Tally;
@@ -231,16 +230,8 @@ async fn ask(common: Arc<Common>, check: Check, probe: Arc<Probe>, report: Arc<M
             return;
         };
         // Only as large as that while it is under way.
-        let asked = timeout(check.timeout, Box::pin(probe.ask())).await;
+        let failure = Box::pin(probe.ask(check.timeout)).await.err();
         drop(place);
-        let failure = match asked {
-            Ok(Ok(())) => None,
-            Ok(Err(failure)) => Some(failure),
-            Err(_) => Some(Failure::Backend(format!(
-                "no answer within {}",
-                duration_text(check.timeout)
-            ))),
-        };
         // What keeps this host from asking says nothing of the backend.
         let here = matches!(failure, Some(Failure::Here(_)));
         let changed = !here && tally.add(failure.is_none());

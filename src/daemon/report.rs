@@ -122,6 +122,8 @@ impl Daemon {
         {
             if let Some(why) = self.why_not(backend) {
                 tracing::warn!("backend {} gets no flows: {why}", backend.backend);
+            } else if backend.backend.weight == 0 {
+                tracing::info!("backend {} drains, as its weight is 0", backend.backend);
             }
         }
     }

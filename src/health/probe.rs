@@ -6,10 +6,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Uri, header};
 use hyper_util::rt::TokioIo;
@@ -18,11 +19,13 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::tls::{self, Authorities};
+use crate::config::duration_text;
 use crate::service::{Check, CheckKind, HttpCheck, StatusCodes, UdpCheck};
 
 /// Of an answer's body, what is read so that its sender sees it taken.
@@ -83,9 +86,12 @@ pub struct Probe {
 
 enum Kind {
     Tcp,
-    Http(Http, Option<(Arc<ClientConfig>, ServerName<'static>)>),
+    Http(Http, Option<Tls>),
     Udp(UdpCheck),
 }
+
+/// How to talk, and to whom.
+type Tls = (Arc<ClientConfig>, ServerName<'static>);
 
 struct Http {
     uri: Uri,
@@ -112,23 +118,27 @@ impl Probe {
         self.address
     }
 
-    /// Asks once. Who waits decides for how long.
-    pub async fn ask(&self) -> Result<(), Failure> {
+    /// Asks once, for as long as that.
+    pub async fn ask(&self, limit: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        let late = |_| Failure::Backend(format!("no answer within {}", duration_text(limit)));
         match &self.kind {
-            Kind::Tcp => self.connect().await.map(drop),
-            Kind::Http(http, None) => http.ask(self.connect().await?).await,
-            Kind::Http(http, Some((config, name))) => {
-                let stream = self.connect().await?;
-                let connector = TlsConnector::from(config.clone());
-                let stream = connector.connect(name.clone(), stream).await;
-                http.ask(
-                    stream
-                        .map_err(tls::in_words)
-                        .map_err(|error| Failure::of(&error))?,
-                )
-                .await
+            Kind::Tcp => {
+                let connected = timeout_at(deadline, self.connect()).await;
+                connected.map_err(late)?.map(drop)
             }
-            Kind::Udp(udp) => self.exchange(udp).await,
+            Kind::Udp(udp) => {
+                let exchanged = timeout_at(deadline, self.exchange(udp)).await;
+                exchanged.map_err(late)?
+            }
+            Kind::Http(http, tls) => {
+                let answered = timeout_at(deadline, self.request(http, tls)).await;
+                let answer = answered.map_err(late)??;
+                let judged = http.judge(answer.status);
+                // A body that never ends takes nothing from that.
+                let _ = timeout_at(deadline, answer.read_on()).await;
+                judged
+            }
         }
     }
 
@@ -147,6 +157,25 @@ impl Probe {
             socket.connect(self.address).await.map(Stream)
         };
         connected.await.map_err(|error| Failure::of(&error))
+    }
+
+    async fn request(&self, http: &Http, tls: &Option<Tls>) -> Result<Answer, Failure> {
+        let stream = self.connect().await?;
+        let answer = match tls {
+            None => http.ask(stream).await,
+            Some((config, name)) => {
+                let connector = TlsConnector::from(config.clone());
+                let stream = connector.connect(name.clone(), stream).await;
+                let stream = stream.map_err(tls::in_words);
+                http.ask(stream.map_err(|error| Failure::of(&error))?).await
+            }
+        };
+        answer.map_err(|error| {
+            let cause = error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<io::Error>());
+            cause.map_or_else(|| Failure::Backend(format!("{error:#}")), Failure::of)
+        })
     }
 
     async fn exchange(&self, udp: &UdpCheck) -> Result<(), Failure> {
@@ -234,17 +263,7 @@ impl Http {
         })
     }
 
-    /// One request over a connection of its own.
-    async fn ask(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<(), Failure> {
-        let status = self.status_from(stream).await.map_err(|error| {
-            let cause = error
-                .chain()
-                .find_map(|cause| cause.downcast_ref::<io::Error>());
-            cause.map_or_else(|| Failure::Backend(format!("{error:#}")), Failure::of)
-        })?;
+    fn judge(&self, status: u16) -> Result<(), Failure> {
         match self.status.contains(status) {
             true => Ok(()),
             false => Err(Failure::Backend(format!(
@@ -254,30 +273,44 @@ impl Http {
         }
     }
 
-    async fn status_from(
+    /// One request over a connection of its own.
+    async fn ask(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<u16> {
+    ) -> Result<Answer> {
         let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with this function.
         let mut driver = JoinSet::new();
-        driver.spawn(connection);
+        driver.spawn(async { drop(connection.await) });
         let request = Request::get(self.uri.clone())
             .header(header::HOST, &self.host)
             .header(header::USER_AGENT, AGENT)
             .header(header::ACCEPT, "*/*")
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new())?;
-        let response = requests.send_request(request).await?;
-        let (head, mut body) = response.into_parts();
+        let (head, body) = requests.send_request(request).await?.into_parts();
+        Ok(Answer {
+            status: head.status.as_u16(),
+            body,
+            _driver: driver,
+        })
+    }
+}
+
+struct Answer {
+    status: u16,
+    body: Incoming,
+    /// Keeps the connection going, and ends it.
+    _driver: JoinSet<()>,
+}
+
+impl Answer {
+    /// Takes the body, for its sender to see it taken.
+    async fn read_on(mut self) {
         let mut bytes = 0;
-        // A body that breaks off takes nothing from the answer.
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Some(Ok(frame)) = self.body.frame().await
+            && bytes < BODY_BYTES_MAX
+        {
             bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > BODY_BYTES_MAX {
-                break;
-            }
         }
-        Ok(head.status.as_u16())
     }
 }

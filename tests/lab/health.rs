@@ -202,6 +202,43 @@ fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
 }
 
 #[test]
+fn an_answer_counts_whatever_becomes_of_its_body() {
+    let Some(lab) = lab("an_answer_counts_whatever_becomes_of_its_body") else {
+        return;
+    };
+    // Neither says how long its answer is: one never ends, one breaks off.
+    let ports = [8090, 8091];
+    let listeners = lab.within("http1", || {
+        ports.map(|port| std::net::TcpListener::bind(("10.0.0.2", port)).unwrap())
+    });
+    for (listener, ends) in listeners.into_iter().zip([false, true]) {
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello";
+                let _ = stream.write_all(chunked);
+                if !ends {
+                    open.push(stream);
+                }
+            }
+        });
+    }
+    let keys = ports.map(|port| format!("health = {{ type = 'http', port = {port}, {OFTEN} }}"));
+    let balancer = balance(&lab, &services(&[(80, &keys[0]), (81, &keys[1])]));
+    std::thread::sleep(Duration::from_secs(1));
+    for service in 0..2 {
+        let health = backend(&lab.status(), service, 0)["health"].clone();
+        assert_eq!(
+            (&health["state"], &health["error"]),
+            (&"up".into(), &Value::Null)
+        );
+    }
+    balancer.end();
+}
+
+#[test]
 fn backends_of_ipv6_are_checked_over_ipv6() {
     let Some(lab) = lab("backends_of_ipv6_are_checked_over_ipv6") else {
         return;
