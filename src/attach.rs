@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Keep, Maps, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
@@ -198,13 +198,14 @@ pub async fn load_and_attach(
             tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
-        let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
-            datapath.write_interface(interface.mac, interface.mtu)?;
-            pins.add(&datapath);
-            put_on(&datapath, interface, *hook, found)
-                .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
-            Ok(datapath)
-        });
+        let attempt =
+            Datapath::load_after(old, tables, &settings, Keep::Flows).and_then(|mut datapath| {
+                datapath.write_interface(interface.mac, interface.mtu)?;
+                pins.add(&datapath);
+                put_on(&datapath, interface, *hook, found)
+                    .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
+                Ok(datapath)
+            });
         match attempt {
             Ok(datapath) => {
                 let attachment = Attachment {

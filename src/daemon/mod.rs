@@ -80,6 +80,8 @@ struct Daemon {
     checks: Checks,
     /// The interface is gone.
     absent: bool,
+    /// The host has none of the flows' sources any more.
+    stranded: bool,
     /// Sources that the routes name no more, but that the host still has.
     kept_sources: BTreeSet<IpAddr>,
     /// What keeps the program from its place, as it was told.
@@ -143,6 +145,7 @@ impl Daemon {
                 () = watchdog.due() => manager::alive(),
                 _ = sweep.tick() => {
                     self.look_after().await?;
+                    self.move_sources().await?;
                     if self.tables.drain_is_due(now_s()?) {
                         self.apply(|_| ())?;
                     }

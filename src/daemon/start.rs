@@ -98,6 +98,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         checks,
         attachment,
         absent: false,
+        stranded: false,
         kept_sources: BTreeSet::new(),
         trouble: None,
     };

@@ -86,34 +86,43 @@ impl Daemon {
         Ok(())
     }
 
-    /// The path to a backend by all that is known. Its source stays while the host has
-    /// that and the one that the routes name has no ports.
+    /// The path to a backend by all that is known. Where the source that the routes name
+    /// has no ports, it is one that has some and that the host still has.
     fn path_now(&self, table: &BackendTable) -> Path {
         let mut path = table.path_after(path_of(self.reach(table)));
-        let has_ports = |source: &IpAddr| self.tables.sources.contains(source);
-        if !path.source.as_ref().is_some_and(has_ports)
-            && let Some(old) = table.path.source
-            && self.kept_sources.contains(&old)
-        {
-            path.source = Some(old);
+        let Some(named) = path.source else {
+            return path;
+        };
+        if !self.tables.sources.contains(&named) {
+            let fits = |kept: &&IpAddr| kept.is_ipv4() == named.is_ipv4();
+            let before = table.path.source;
+            let before = before.filter(|source| self.kept_sources.contains(source));
+            let other = || self.kept_sources.iter().find(fits).copied();
+            path.source = before.or_else(other).or(path.source);
         }
         path
     }
 
-    /// Looks which sources the host still has, of those that the routes name no more.
+    /// Looks which sources the host still has, where the routes name others.
     pub(super) async fn look_at_sources(&mut self) -> Result<()> {
         let mut kept = BTreeSet::new();
-        for table in &self.tables.backends {
-            let (Some(old), Some(reach)) = (table.path.source, self.reach(table)) else {
-                continue;
-            };
-            let moves = reach.source().is_some_and(|new| new != old);
-            if moves && !kept.contains(&old) && neighbour::is_held(old).await? {
-                kept.insert(old);
+        if self.sources_moved() {
+            for source in &self.tables.sources {
+                if neighbour::is_held(*source).await? {
+                    kept.insert(*source);
+                }
             }
         }
         self.kept_sources = kept;
         Ok(())
+    }
+
+    /// The routes name a source that has no ports.
+    pub(super) fn sources_moved(&self) -> bool {
+        let mut backends = self.tables.backends.iter();
+        let named = |table: &BackendTable| self.reach(table)?.source();
+        let moves = |source: IpAddr| !self.tables.sources.contains(&source);
+        backends.any(|table| table.source.is_none() && named(table).is_some_and(moves))
     }
 
     fn apply_interface(&mut self) -> Result<()> {

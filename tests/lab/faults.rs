@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use xdp_proxy::datapath::Datapath;
 
 use crate::common::http::{self, Connection};
@@ -163,6 +164,41 @@ fn a_new_first_address_leaves_flows_and_backends_with_the_old_one() {
         );
     }
     assert!(!lb.log().contains("no new flows"), "{}", lb.log());
+    lb.end();
+}
+
+/// The VIP is on the loopback, and what forwarded packets come from is another one.
+#[test]
+fn an_address_that_is_replaced_moves_new_flows_to_its_successor() {
+    let test = "an_address_that_is_replaced_moves_new_flows_to_its_successor";
+    let Some(lab) = crate::lab(test) else { return };
+    let mac = lab.at("lb", "cat /sys/class/net/eth0/address");
+    lab.at("lb", "ip addr add 10.9.9.9/32 dev lo");
+    lab.at("client", "ip route add 10.9.9.9/32 dev eth0");
+    lab.at(
+        "client",
+        &format!("ip neigh add 10.9.9.9 lladdr {mac} dev eth0"),
+    );
+    let lb = lab.balance("-i eth0 --listen 10.9.9.9:80 --backend 10.0.0.2 --backend 10.0.0.3");
+    let new_one = || lab.within("client", || http::host("10.9.9.9").is_ok());
+    assert!((0..20).all(|_| new_one()));
+    let begun = lab.status()["services"][0]["flows_begun"].as_u64().unwrap();
+    let _open = lab.within("client", || Connection::open("10.9.9.9").unwrap());
+    lab.at("lb", "ip addr del 10.0.0.5/24 dev eth0");
+    lab.at("lb", "ip addr add 10.0.0.6/24 dev eth0");
+    let line = told(&lb, "new ones come from 10.0.0.6");
+    assert!(line.contains("the host has 10.0.0.5 no more"), "{line}");
+    lb.until("both take flows", |status| {
+        let backends = status["services"][0]["backends"].as_array().unwrap();
+        let is_well = |backend: &Value| backend["state"] == "up" && backend["source"] == "10.0.0.6";
+        backends.iter().all(is_well)
+    });
+    assert!((0..20).all(|_| new_one()));
+    let service = &lab.status()["services"][0];
+    assert_eq!(service["flows_begun"], begun + 21, "counts go on");
+    lb.until("no flow is left", |status| {
+        status["services"][0]["flows"] == 0
+    });
     lb.end();
 }
 
