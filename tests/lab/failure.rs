@@ -122,6 +122,37 @@ fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
 }
 
 #[test]
+fn a_link_of_the_load_balancers_that_is_down_says_nothing_of_backends() {
+    let test = "a_link_of_the_load_balancers_that_is_down_says_nothing_of_backends";
+    let Some(lab) = lab(test) else { return };
+    let keys = format!("health = {{ type = 'tcp', {OFTEN} }}");
+    let balancer = balance(&lab, &services(&[(80, &keys)]));
+    let mut connection = lab.within("client", || Connection::open(LB).unwrap());
+    let host = connection.host().unwrap();
+    let links = ["lb eth0", "switch lb"].map(|link| {
+        let (namespace, name) = link.split_once(' ').unwrap();
+        ["down", "up"].map(|state| format!("ip -n {namespace} link set {name} {state}"))
+    });
+    for [down, up] in links {
+        lab.script(&down);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(is(&lab.status(), 0, 0, "unreachable"));
+        let health = backend(&lab.status(), 0, 0)["health"].clone();
+        assert_eq!(health["state"], "up", "{health}");
+        lab.script(&up);
+        until(&balancer, 0, 0, "up");
+        until(&balancer, 0, 1, "up");
+        assert_eq!(connection.host().unwrap(), host);
+    }
+    assert!(
+        !balancer.log().contains("its check fails"),
+        "{}",
+        balancer.log()
+    );
+    balancer.end();
+}
+
+#[test]
 fn flows_of_udp_move_at_once_when_their_server_is_down() {
     let Some(lab) = lab("flows_of_udp_move_at_once_when_their_server_is_down") else {
         return;
