@@ -16,8 +16,8 @@ include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, flow_counters, ip_address, listener, maglev,
-    port_map, ports, service,
+    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener, maglev,
+    port_map, ports, service, source_list,
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
@@ -28,12 +28,12 @@ pub const PROBES: usize = 4;
 pub const PORTS: usize = 65_536;
 /// Bits of a slot that are the port (`PORT_BITS` in abi.h).
 pub const PORT_BITS: u32 = 16;
-/// The bits of a bucket's entry that are a slot (`SLOT_MASK` in abi.h).
-pub const SLOT_MASK: u32 = 0xf_ffff;
+/// Slots that are a group (`GROUP_SLOTS` in abi.h).
+pub const GROUP_SLOTS: usize = 20;
+/// Bits of a group's index that are not its source address's (`GROUP_BITS` in abi.h).
+pub const GROUP_BITS: u32 = 12;
 /// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
 pub const SWEEP_ROUND: u32 = 64;
-/// Entries of a bucket (`BUCKET_ENTRIES` in abi.h).
-pub const BUCKET_ENTRIES: usize = 14;
 /// VLAN tags of a frame, at most (`VLAN_TAGS` in abi.h).
 pub const VLAN_TAGS: usize = 2;
 /// Datagrams in fragments that are remembered (`FRAGMENTED` in abi.h).
@@ -57,7 +57,7 @@ unsafe impl plain::Plain for maglev {}
 unsafe impl plain::Plain for port_map {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
-unsafe impl plain::Plain for types::bucket {}
+unsafe impl plain::Plain for group {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);
@@ -68,8 +68,9 @@ const _: () = {
     assert!(size_of::<ip_address>() == 16);
     assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
     assert!(size_of::<flow>() == 64);
-    assert!(size_of::<types::bucket>() == 4 + 4 + 4 * BUCKET_ENTRIES);
-    assert!(size_of::<ports>() == 40 + 4 * PORTS);
+    assert!(size_of::<group>() == 24 + 2 * GROUP_SLOTS);
+    assert!(size_of::<ports>() == 4 + 2 * (PORTS.div_ceil(GROUP_SLOTS) + 1));
+    assert!(PORTS.div_ceil(GROUP_SLOTS) <= 1 << GROUP_BITS);
     assert!(size_of::<backend_counters>() == 48);
     assert!(size_of::<flow_counters>() == 32);
     assert!(std::mem::offset_of!(flow, seen) == 36);

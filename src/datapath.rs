@@ -26,15 +26,13 @@ pub use maps::Maps;
 pub use pins::{Pins, remove_pins_of_others};
 
 use crate::abi::{self, types};
-use crate::tables::{Tables, with_room};
+use crate::tables::{self, Tables, with_room};
 use host::raise_memlock_limit;
 use map::Map;
 use words::{explain_load, keep_libbpf_quiet, take_libbpf_words};
 
-/// Of so many ports, one may have a flow that its client has not confirmed.
-const UNCONFIRMED_SHARE: u32 = 2;
 /// The maps that flows live in.
-const FLOW_MAPS: [&str; 5] = ["flows", "buckets", "ports", "fragments", "outcome_counters"];
+const FLOW_MAPS: [&str; 5] = ["flows", "groups", "ports", "fragments", "outcome_counters"];
 /// How long the decision on a first fragment is kept for the others.
 const FRAGMENT_LIFE: Duration = Duration::from_secs(2);
 
@@ -98,7 +96,6 @@ impl Datapath {
             .open(object)
             .context("reading the program that is built in")?;
 
-        let buckets = old.map_or(Ok(tables.buckets()), Maps::buckets)?;
         let rodata = open
             .maps
             .rodata_data
@@ -109,7 +106,10 @@ impl Datapath {
         rodata.hash_seed = settings.hash_seed;
         rodata.address_mask = tables.addresses.len() as u32 - 1;
         rodata.listener_mask = tables.listeners.entries.len() as u32 - 1;
-        rodata.bucket_mask = buckets as u32 - 1;
+        rodata.port_filter = tables.port_filter();
+        rodata.first_port = tables.first_port();
+        rodata.sources_v4 = tables.sources_of(false);
+        rodata.sources_v6 = tables.sources_of(true);
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
         rodata.counts_loads = tables.counts_loads.into();
@@ -143,8 +143,8 @@ impl Datapath {
             (&mut maps.vips, tables.vips.len() as u32),
             (&mut maps.maglevs, with_room(tables.maglevs()) as u32),
             (&mut maps.flows, (sources * abi::PORTS) as u32),
+            (&mut maps.groups, (sources << abi::GROUP_BITS) as u32),
             (&mut maps.flow_counters, tables.flow_counters() as u32),
-            (&mut maps.buckets, buckets as u32),
             (&mut maps.ports, sources as u32),
         ] {
             map.set_max_entries(entries)
@@ -187,9 +187,14 @@ impl Datapath {
     fn fill_ports(&self, tables: &Tables) -> Result<()> {
         for source in 0..tables.source_ports.len() {
             let seed = self.settings.hash_seed.wrapping_add(source as u64);
-            let ports = tables.shuffled_ports(source, seed);
-            self.named("ports")?
-                .put(source as u32, &*port_queue(&ports))?;
+            let mut ports = types::ports::default();
+            for (number, group) in tables::groups(&tables.source_ports[source], seed) {
+                let index = source << abi::GROUP_BITS | usize::from(number);
+                self.named("groups")?.put(index as u32, &group)?;
+                ports.group[ports.groups as usize] = number;
+                ports.groups += 1;
+            }
+            self.named("ports")?.put(source as u32, &ports)?;
         }
         Ok(())
     }
@@ -362,23 +367,4 @@ fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) 
         }
     }
     Ok(())
-}
-
-/// A queue that holds the given ports.
-fn port_queue(ports: &[u16]) -> Box<types::ports> {
-    let mut queue = Box::new(types::ports {
-        lock: Default::default(),
-        head: 0,
-        tail: ports.len() as u32,
-        hand: 0,
-        unconfirmed: 0,
-        unconfirmed_max: (ports.len() as u32 / UNCONFIRMED_SHARE).max(1),
-        begun_head: 0,
-        begun_tail: 0,
-        evicted: 0,
-        port: [0; abi::PORTS],
-        begun: [0; abi::PORTS],
-    });
-    queue.port[..ports.len()].copy_from_slice(ports);
-    queue
 }

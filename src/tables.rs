@@ -3,6 +3,7 @@
 //! configuration gives the same bytes on every host (but for the seed).
 
 mod condition;
+mod groups;
 mod listeners;
 mod notes;
 
@@ -20,6 +21,7 @@ use crate::service::{
     Backend, Config, Listen, Policy, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
 };
 pub use condition::Condition;
+pub use groups::groups;
 pub use listeners::Listeners;
 pub use notes::Notes;
 
@@ -215,7 +217,7 @@ impl Tables {
             tables.put_sources(index, service, &mut users)?;
         }
         tables.vacate(has_flows);
-        tables.enter_services(self, config, tick);
+        tables.place_services(self, config, tick);
         if tables.source_ports.is_empty() {
             tables
                 .source_ports
@@ -240,6 +242,7 @@ impl Tables {
         self.services = old.services.clone();
         for service in &mut self.services {
             service.tenure = leaving(service.tenure);
+            service.fresh = false;
             service.backends.clear();
         }
     }
@@ -323,8 +326,9 @@ impl Tables {
     }
 
     /// What flows keep to. A service whose look-up table stays as it was keeps its
-    /// place too; of another one, the old table is left alone.
-    fn enter_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
+    /// place too; of another one, the old table is left alone. To be asked again when
+    /// more is known of the backends, and before these tables are in use.
+    pub fn place_services(&mut self, old: &Tables, config: &Config, tick: Duration) {
         let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
         let places = |service: &ServiceTable| service.entry.maglev;
         let mut taken: HashSet<u32> = old.services.iter().filter(in_use).map(places).collect();
@@ -537,15 +541,38 @@ impl Tables {
         }
     }
 
-    /// The ports of one source address in the order in which they are first
-    /// taken: shuffled by the seed (RFC 6056, section 3.3.1).
-    pub fn shuffled_ports(&self, source: usize, mut seed: u64) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.source_ports[source].iter().collect();
-        for i in (1..ports.len()).rev() {
-            seed = splitmix64(seed);
-            ports.swap(i, (seed % (i as u64 + 1)) as usize);
+    /// The indexes of the source addresses of one family.
+    pub fn sources_of(&self, is_ipv6: bool) -> abi::source_list {
+        let numbered = (0..).zip(&self.sources);
+        let of_family = numbered.filter(|(_, source)| source.is_ipv6() == is_ipv6);
+        let mut list = abi::source_list::default();
+        for (index, _) in of_family {
+            list.source[list.count as usize] = index;
+            list.count += 1;
         }
-        ports
+        list
+    }
+
+    /// A bit for each port, modulo 512, that some service has, or had when flows of
+    /// it began that may still be there.
+    pub fn port_filter(&self) -> [u64; 8] {
+        let mut filter = [0; 8];
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        for service in self.services.iter().filter(in_use) {
+            for port in service.listen.ports.range().take(512) {
+                filter[usize::from(port) / 64 % 8] |= 1 << (port % 64);
+            }
+        }
+        filter
+    }
+
+    /// The lowest port that flows to backends come from.
+    pub fn first_port(&self) -> u16 {
+        let lowest = self
+            .source_ports
+            .iter()
+            .flat_map(|ports| ports.iter().next());
+        lowest.min().unwrap_or_default()
     }
 
     /// How many flows there can be at a time.
@@ -562,18 +589,14 @@ impl Tables {
         }
     }
 
-    /// Buckets over clients' tuples: a power of two with about three flows each
-    /// when every port is in use, so that 14 places are never too few.
-    pub fn buckets(&self) -> usize {
-        (self.capacity() / 3).next_power_of_two()
-    }
-
     /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
     pub fn memory_bytes(&self, cpus: usize) -> usize {
         let sources = self.source_ports.len();
         let backends = self.backends.len() + 1;
-        sources * (abi::PORTS * size_of::<abi::flow>() + size_of::<abi::ports>())
-            + self.buckets() * size_of::<abi::types::bucket>()
+        let of_source = abi::PORTS * size_of::<abi::flow>()
+            + (size_of::<abi::group>() << abi::GROUP_BITS)
+            + size_of::<abi::ports>();
+        sources * of_source
             + self.flow_counters() * size_of::<abi::flow_counters>()
             + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
@@ -597,14 +620,6 @@ fn put<T>(all: &mut Vec<T>, place: usize, value: T) {
         Some(old) => *old = value,
         None => all.push(value),
     }
-}
-
-/// One step of the generator (Steele, Lea, Flood, OOPSLA 2014).
-fn splitmix64(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// A number nobody can foresee: the standard library keys its hash maps with

@@ -181,7 +181,7 @@ fn memory_and_flows_grow_with_port_maps_and_sources() {
     assert_eq!(of(two_maps, &["10.0.0.6"]), (flows, bytes + 2 * 65_536));
     let (flows, more) = of(two, &["10.0.0.6", "10.0.0.7"]);
     assert_eq!(flows, 129_024);
-    // 65,536 flows of 64 bytes each, the ports that wait, and more buckets.
+    // 65,536 flows of 64 bytes each, and their groups.
     assert!(
         (4 << 20..7 << 20).contains(&(more - bytes)),
         "{}",
@@ -374,6 +374,67 @@ fn what_stays_configured_keeps_its_indexes_and_what_has_flows_leaves_last() {
         error.contains("can't change to 2000-3000 while it runs"),
         "{error}"
     );
+}
+
+/// The running program reads its tables while those of the next one are written.
+#[test]
+fn no_look_up_table_is_written_over_one_in_use() {
+    let backends = &[("10.0.0.2:80", 1), ("10.0.0.3:80", 1)];
+    let weighted = &[("10.0.0.2:80", 2), ("10.0.0.3:80", 1)];
+    let (web, alt) = ("10.0.0.5:80", "10.0.0.5:81");
+    let mut tables = Tables::default();
+    let mut written = 0;
+    for services in [
+        vec![service(alt, backends), service(web, backends)],
+        vec![service(web, backends)],
+        vec![service(web, weighted)],
+        vec![service(web, backends)],
+        vec![service(web, weighted), service(alt, backends)],
+        vec![service(alt, weighted)],
+        vec![service(alt, weighted), service(web, weighted)],
+        vec![service(alt, backends), service(web, backends)],
+    ] {
+        let next = tables.followed_by(&config(services), TICK, |_| news(1), |_| false);
+        let next = next.unwrap();
+        let in_use = tables.configured();
+        let places = in_use.iter().map(|service| service.entry.maglev);
+        let places: Vec<u32> = places.collect();
+        for service in next.services.iter().filter(|service| service.fresh) {
+            assert!(
+                !places.contains(&service.entry.maglev),
+                "{places:?}: {service:?}"
+            );
+            written += 1;
+        }
+        tables = next;
+    }
+    assert!(written > 8, "{written}");
+}
+
+#[test]
+fn a_backend_that_died_meanwhile_is_not_in_the_next_look_up_table() {
+    let config = config(vec![service(
+        "10.0.0.5:80",
+        &[("10.0.0.2:80", 1), ("10.0.0.3:80", 1)],
+    )]);
+    let tables = Tables::new(&config, TICK, |_| news(1)).unwrap();
+    let mut next = tables
+        .followed_by(&config, TICK, |_| news(1), |_| false)
+        .unwrap();
+    assert!(!next.services[0].fresh);
+    let died = next.backends[0].backend.address;
+    next.take_health(1, |(_, address)| {
+        Some(if *address == died {
+            Health::Down
+        } else {
+            Health::Up
+        })
+    });
+    next.place_services(&tables, &config, TICK);
+    assert!(next.services[0].fresh);
+    let [old, new] = [&tables, &next].map(|tables| tables.services[0].entry.maglev);
+    assert_ne!(old, new);
+    assert!(next.maglev(0).iter().all(|backend| *backend == 2));
 }
 
 #[test]

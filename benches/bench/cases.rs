@@ -21,8 +21,9 @@ const PASSED: OutcomeCode = OutcomeCode::OUTCOME_PASSED;
 
 pub const MANY_FLOWS: u32 = 32_768;
 const MANY: usize = 1000;
-/// New flows at a time, of the 36,280 that fit.
-const NEW_FLOWS: u32 = 1800;
+/// New flows at a time, a tenth of the 36,280 that fit. Each run begins with the
+/// caches of whoever had the processor before; with fewer that is all it measures.
+const NEW_FLOWS: u32 = 3628;
 
 const UDP: Kind = Kind {
     protocol: Protocol::Udp,
@@ -169,7 +170,8 @@ fn new_flows(_: &Effort) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for percent in [50, 90] {
         let rig = plain_rig(2);
-        let flows = rig.tables.capacity() as u32 * percent / 100;
+        // On average.
+        let flows = rig.tables.capacity() as u32 * percent / 100 - NEW_FLOWS / 2;
         establish(&rig, SEGMENT, flows)?;
         cases.push(Case {
             ended_by: Some(SEGMENT.rst().of_clients(NEW_FLOWS)),

@@ -2,6 +2,7 @@
 //! ns/packet by BPF_PROG_TEST_RUN: in each round every case takes its turn, the
 //! empty program right before it on the same frames.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
@@ -127,7 +128,7 @@ impl Ready {
 /// Flows 0 to `flows` from SYN to established; as their backends see them. A part
 /// at a time, as the unconfirmed flows may not have all of the ports.
 pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
-    const PART: u32 = 8192;
+    const PART: u32 = 4096;
     let mut replies = Vec::new();
     for first in (0..flows).step_by(PART as usize) {
         let part = PART.min(flows - first);
@@ -136,18 +137,30 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
             driver.begin_at(if stream.is_of_clients() { first } else { 0 })?;
             driver.run_tested(rig, stream.flows)
         };
-        let waiting = rig.datapath.waiting_ports(0)?;
+        let mut free = rig.datapath.free_ports(0)?;
         run(&kind.syn().of_clients(part))?;
-        let taken = waiting.len() - rig.datapath.waiting_ports(0)?.len();
-        ensure!(taken == part as usize, "{taken} flows began, not {part}");
+        let still: HashSet<u16> = rig.datapath.free_ports(0)?.into_iter().collect();
+        free.retain(|port| !still.contains(port));
+        ensure!(
+            free.len() == part as usize,
+            "{} flows began, not {part}",
+            free.len()
+        );
         let begun = replies.len();
-        for port in &waiting[..taken] {
-            let index = usize::from(rig.datapath.flow(0, *port)?.backend);
-            replies.push(Reply {
-                backend: rig.tables.backends[index - 1].backend.address,
-                port: *port,
-            });
+        let mut flows = Vec::new();
+        for port in free {
+            let flow = rig.datapath.flow(0, port)?;
+            let reply = Reply {
+                backend: rig.tables.backends[usize::from(flow.backend) - 1]
+                    .backend
+                    .address,
+                port,
+            };
+            flows.push((flow.begun, reply));
         }
+        // In the order of their clients.
+        flows.sort_by_key(|(begun, _)| *begun);
+        replies.extend(flows.into_iter().map(|(_, reply)| reply));
         run(&kind.syn_ack().of_backends(&replies[begun..]))?;
         run(&kind.of_clients(part))?;
     }

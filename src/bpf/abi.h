@@ -5,17 +5,17 @@
  *
  * A flow's slot names everything about it:
  *
- *	 31        20 19    16 15                 0
- *	+------------+--------+--------------------+
- *	|  tag       | source |  source port       |   an entry of a bucket
- *	+------------+--------+--------------------+
- *	              `------- slot -------------'    the index of its record
+ *	 19    16 15                 0
+ *	+--------+--------------------+
+ *	| source |  source port       |   the index of its record
+ *	+--------+--------------------+
  *
  * The source port that NAT picks *is* the place of the flow's record in the
  * table of its source address. So the reply path is one array look-up by the
  * packet's destination port, two flows can't share a port, and one record
- * serves both directions: there is no half to lose. The forward path finds the
- * slot in the bucket that the hash of the client's tuple names, by the tag.
+ * serves both directions: there is no half to lose. GROUP_SLOTS slots in a row
+ * are a group, which the hash of the client's tuple names: there the forward
+ * path finds the slot by a tag, and a new flow takes one that is free.
  */
 #ifndef __XDP_PROXY_ABI_H__
 #define __XDP_PROXY_ABI_H__
@@ -52,20 +52,18 @@
 #define SOURCES 16  /* source addresses, at most */
 #define PORTS 65536 /* slots of one source address */
 #define PORT_BITS 16
-#define SLOT_MASK 0x000fffff
-#define BUCKET_ENTRIES 14 /* with lock and version, one cache line */
-#define PROBES 4	  /* places where an address or a service may be */
+#define GROUP_SLOTS 20 /* with what is known of them, one cache line */
+#define GROUPS 3277    /* of one source address: PORTS / GROUP_SLOTS */
+#define GROUP_BITS 12  /* of an index: below those of the source address */
+#define STEPS 128      /* groups of one source address where a flow may be */
+#define PROBES 4       /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
 #define VLAN_TAGS 2	    /* of a frame: 802.1ad and 802.1Q */
 #define FRAGMENTED 8192	    /* datagrams in fragments that are remembered */
 #define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */
 #define L4_OFFSET_MAX 511   /* bytes from the frame's beginning */
-#define SWEEP_STEP 2   /* slots that each new flow looks at for expired flows */
-#define SWEEP_SHORT 64 /* the same when no port is free */
-#define SWEEP_ROUND 64 /* the same in one run of the sweep program */
+#define SWEEP_ROUND 64 /* slots that one run of the sweep program looks at */
 #define LEAST_TRIES 32 /* backends among which the least busy is looked for */
-#define TIDY_ROUND 16  /* the same in one run of the sweep program */
-#define EVICT_TRIES 32 /* begun flows that one new flow looks at for room */
 
 /*
  * What became of a packet. The order matters: up to OUTCOME_PASSED it goes to
@@ -196,6 +194,12 @@ struct ip_address {
 	__be32 address[4]; /* IPv4: the first alone */
 };
 
+/* Source addresses, by their indexes into sources. */
+struct source_list {
+	__u32 count;
+	__u8 source[SOURCES];
+};
+
 /*
  * Which backend a new flow goes to: its index in each place. By consistent
  * hashing; in turns for round-robin; each once for least-connections.
@@ -219,7 +223,7 @@ struct flow {
 	__u16 service; /* index into services */
 	__u8 family;   /* 0: no flow was ever here */
 	__u8 protocol;
-	__u32 hash; /* of the client's tuple: bucket and tag */
+	__u32 hash; /* of the client's tuple: groups and tag */
 	/*
 	 * What the rewrite towards the backend adds to the packet's
 	 * one's-complement sum; the way back takes the same away.
@@ -232,47 +236,46 @@ struct flow {
 	__u8 state;    /* enum flow_state */
 	__u8 finished; /* enum direction: who has sent FIN */
 	__u8 partial;  /* enum direction: whose checksums are partial */
-	__u8 retired;  /* its port waits for reuse; the flow is closing */
+	__u8 retired;  /* its slot is free to be taken; the flow is closing */
 	__u8 client_mac[ETH_ALEN];
 	__u8 answered; /* the backend has sent something */
 	__u8 pad;
 	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
-	__u32 begun; /* its place in the list of flows that began */
+	__u32 begun; /* a number that tells it from those before it */
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 
 /*
- * A bucket of the hash table over clients' tuples. `insertions` counts, so that
- * a CPU that found no flow and made one can tell whether another was faster.
+ * Slots in a row, of one source address: which are in use, and whose they are.
+ * They are taken in turns, from the hand on, so that the first unconfirmed flow
+ * from there on is the oldest. A slot that comes free rests until the hand has
+ * passed it, as the backends' TIME_WAIT and late packets want it: its tag still
+ * leads those to its flow.
+ *
+ * The flows that are not confirmed have a share of the slots that they can't
+ * exceed: the oldest of them makes room for the next one.
  */
-struct bucket {
+struct group {
 	struct bpf_spin_lock lock;
-	__u32 insertions;
-	__u32 entry[BUCKET_ENTRIES]; /* tag and slot; 0: free */
-};
-_Static_assert(sizeof(struct bucket) == 64, "a bucket is one cache line");
-
-/*
- * The ports of one source address that wait for use, first in, first out: the
- * one that has rested longest is taken first, as the backends' TIME_WAIT and
- * late packets want it.
- */
-struct ports {
-	struct bpf_spin_lock lock;
-	__u32 head; /* takes are counted here */
-	__u32 tail; /* returns are counted here */
-	__u32 hand; /* the next slot to be looked at for expiry */
-	/*
-	 * The flows that are not confirmed have a share of the ports that they
-	 * can't exceed: the oldest of them makes room for the next one.
-	 */
+	/* A bit for each slot; those that are not ours are in use. */
+	__u32 used;
+	__u32 resting;
 	__u32 unconfirmed;
-	__u32 unconfirmed_max;
-	__u32 begun_head;
-	__u32 begun_tail;
-	__u64 evicted;	    /* flows that made room */
-	__u16 port[PORTS];  /* waiting for use; host order */
-	__u16 begun[PORTS]; /* in the order of their flows' begin */
+	__u32 evicted;	 /* flows that made room */
+	__u8 hand;	 /* the next slot to be taken, if it is free */
+	__u8 share;	 /* of unconfirmed flows, at most */
+	__u8 reach;	 /* so many steps flows have gone whose home this is */
+	__u8 insertions; /* of flows whose home this is */
+	__u16 tag[GROUP_SLOTS];
+};
+_Static_assert(sizeof(struct group) == 64, "a group is one cache line");
+
+#define SPILLED 0x80 /* in reach: also to another source address */
+
+/* The groups of one source address that have ports of ours: the first so many. */
+struct ports {
+	__u32 groups;
+	__u16 group[GROUPS + 1]; /* the last is padding */
 };
 
 /* Names the fragments of one packet (RFC 791, section 3.2; RFC 8200, 4.5). */
@@ -290,7 +293,7 @@ struct fragment {
 	__u32 outcome;
 	__u32 slot;  /* of its flow */
 	__u32 hash;  /* of its flow, as long as the slot is its */
-	__u32 begun; /* the same of its place in the list of flows */
+	__u32 begun; /* the same of its number */
 	__u32 seen;  /* jiffies */
 	__be32 id;   /* that the fragments are sent with */
 	__u32 direction;

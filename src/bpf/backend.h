@@ -18,12 +18,6 @@
 /* The same on every load balancer, so that all of them choose alike. */
 #define MAGLEV_SEED 0x78647070726f7879ULL
 
-/* Scaled to below `bound` (Lemire, arXiv:1805.10941). */
-static __always_inline __u32 scale(__u32 random, __u32 bound)
-{
-	return (__u64)random * bound >> 32;
-}
-
 static __always_inline __u32 next_turn(__u32 service)
 {
 	__u32 *turn = bpf_map_lookup_elem(&turns, &service);

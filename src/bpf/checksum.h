@@ -38,10 +38,17 @@ static __always_inline __u16 fold(__u64 sum)
 	return sum;
 }
 
+/* The same of a sum of few words: no more than 32 bits. */
+static __always_inline __u16 fold_few(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
 /* RFC 1624, equation 3: HC' = ~(~HC + ~m + m'); delta is ~m + m'. */
 static __always_inline __u16 update_checksum(__u16 checksum, __u32 delta)
 {
-	return ~fold((__u16)~checksum + (__u64)delta);
+	return ~fold_few((__u16)~checksum + delta);
 }
 
 static __always_inline __u64 address_sum(const __be32 *address)

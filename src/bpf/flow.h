@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "checksum.h"
+#include "link.h"
 
 /*
  * ~m + m' over both addresses, and over both ports, on the way to the backend;
@@ -39,61 +40,64 @@ static __always_inline void set_deltas(struct flow *flow,
 }
 
 /*
- * Takes a port of one of the addresses that the service sends from, and so a
- * slot; 0: none is free.
+ * Finds a slot of one of the addresses that the service sends from: the source and
+ * the steps to its group. None: the steps are STEPS.
  */
-static __always_inline __u32 take_slot(const struct packet *packet,
+static __always_inline __u32 find_slot(const struct packet *packet,
 				       const struct backend *backend,
-				       bool pressed)
+				       __u32 *source, bool pressed)
 {
 	const struct service *service = service_of(packet->service);
+	__u32 steps = STEPS;
 
 	if (!service)
-		return 0;
-	for (__u32 i = 0; i < SOURCES; i++) {
-		__u32 count = service->source_count, source, port, nth;
+		return STEPS;
+	for (__u32 i = 0; i < SOURCES && steps >= STEPS; i++) {
+		__u32 count = service->source_count, nth;
 
 		if (i && i >= count)
 			break;
-		nth = ((packet->hash >> PORT_BITS) + i) % (count ?: 1);
-		source = count ? service->source[nth % SOURCES] :
-				 backend->source;
-		port = reserve_port(source, pressed);
-		if (port)
-			return source << PORT_BITS | port;
+		/* From the one on where it is looked for first. */
+		nth = source_turn(packet->hash, count ?: 1) + i;
+		nth = nth < count ? nth : nth - count;
+		*source = count ? service->source[nth % SOURCES] :
+				  backend->source;
+		steps = find_room(*source, packet->hash, pressed);
 	}
-	return 0;
+	return steps;
 }
 
 /*
  * A first packet that no flow was found for: picks a backend and a port, and
  * sets slot. A function of its own, which the verifier walks once.
  */
-__noinline int begin_flow(void)
+__noinline int begin_flow(struct xdp_md *ctx)
 {
+	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
 	struct packet *packet = packet_at_hand();
 	const struct ip_address *address;
 	const struct backend *backend;
-	enum link_result linked;
+	__u32 source = 0, steps;
 	struct flow *flow;
-	__u32 slot, source;
 
-	if (!packet)
+	if (!packet || !eth)
 		return OUTCOME_REFUSED_NO_BACKEND;
 	backend = pick_backend(packet);
 	if (!backend)
 		return OUTCOME_REFUSED_NO_BACKEND;
-	slot = take_slot(packet, backend, false);
-	if (!slot)
-		slot = take_slot(packet, backend, true);
-	source = slot >> PORT_BITS;
+	steps = find_slot(packet, backend, &source, false);
+	if (steps >= STEPS)
+		steps = find_slot(packet, backend, &source, true);
 	address = bpf_map_lookup_elem(&sources, &source);
-	flow = flow_at(slot);
-	if (!slot || !address || !flow)
+	if (steps >= STEPS || !address)
 		return OUTCOME_REFUSED_SNAT_EXHAUSTED;
-	packet->slot = slot;
-	claim_flow(flow, slot, packet->hash);
+	if (!take_slot(packet, source, steps))
+		return OUTCOME_DROPPED_RACE;
+	flow = flow_at(packet->slot);
+	if (!flow)
+		return OUTCOME_DROPPED_RACE;
 
+	claim_flow(packet, flow);
 	copy_address(flow->client, packet->from);
 	flow->client_port = packet->source_port;
 	flow->service_port = packet->dest_port;
@@ -103,25 +107,17 @@ __noinline int begin_flow(void)
 	flow->protocol = packet->protocol;
 	set_deltas(flow, packet, backend, address->address,
 		   bpf_htons(packet->slot % PORTS));
+	copy_mac(flow->client_mac, eth->h_source);
 	flow->answered = 0;
 	flow->finished = 0;
 	flow->partial = 0;
 	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = packet->family;
 	count_flow_begun(packet->backend);
-	begin_counting(slot);
-
-	linked = link_flow(packet);
-	if (linked != LINKED)
-		flow->family = 0;
+	begin_counting(packet->slot);
 	barrier(); /* from here on, others may end it */
 	flow->state = FLOW_UNCONFIRMED;
-	if (linked == LINKED)
-		return OUTCOME_NEXT;
-	retire_flow(flow, packet->slot, packet->hash, false);
-	/* No bucket is full below four times the mean load. */
-	return linked == LINK_RACED ? OUTCOME_DROPPED_RACE :
-				      OUTCOME_REFUSED_SNAT_EXHAUSTED;
+	return OUTCOME_NEXT;
 }
 
 /*
@@ -134,8 +130,8 @@ static __always_inline bool is_anew(const struct flow *flow, bool opens)
 }
 
 /* The flow of a client's packet: the one it has, or a new one, in slot. */
-static __always_inline enum outcome flow_of_client(struct packet *packet,
-						   struct flow *flow)
+static __always_inline enum outcome
+flow_of_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 {
 	__u8 flags = packet->flags;
 	bool opens =
@@ -155,7 +151,7 @@ static __always_inline enum outcome flow_of_client(struct packet *packet,
 			return outcome;
 	}
 	if (opens)
-		return is_from_host(packet) ? begin_flow() :
+		return is_from_host(packet) ? begin_flow(ctx) :
 					      OUTCOME_DROPPED_MALFORMED;
 	if (gone)
 		return OUTCOME_REFUSED_BACKEND_GONE;

@@ -7,7 +7,6 @@
 #define __XDP_PROXY_FORWARD_H__
 
 #include "flow.h"
-#include "link.h"
 
 /* RFC 768: a sum of 0 means that there is none. */
 static __always_inline __u16 for_protocol(const struct packet *packet,

@@ -212,7 +212,7 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 			return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	} else {
 		quoted->hash = tuple_hash(quoted, hash_seed);
-		flow = quoted->vip ? find_flow_of_client(quoted) : NULL;
+		flow = quoted->vip ? find_flow_of_client(quoted, QUOTED) : NULL;
 		if (!flow || is_over(flow))
 			return OUTCOME_PASSED;
 		if (!towards_backend(quoted, flow, &new))

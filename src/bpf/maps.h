@@ -18,16 +18,21 @@
 #define BPF_ANY 0
 
 /* Settings that never change while the program is loaded. */
-const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a bucket */
+const volatile __u64 hash_seed = 0;    /* secret: nobody can aim at a group */
 const volatile __u32 address_mask = 0; /* entries of addresses, less 1 */
 const volatile __u32 listener_mask = 0;
-const volatile __u32 bucket_mask = 0;
+/* A bit for each port that is a service's, modulo the bits: none else is asked for. */
+const volatile __u64 port_filter[8] = {};
+const volatile __u16 first_port = 0; /* that flows to backends come from */
 /* What no service is of costs nothing: the verifier cuts it out. */
 const volatile __u8 serves_ipv6 = 0;
 const volatile __u8 serves_udp = 0;
 const volatile __u8 counts_loads = 0; /* for least-connections */
 const volatile __u8 serves_port_ranges = 0;
 const volatile __u8 counts_in_flows = 0;
+/* The source addresses of each family, in which a client's flow may be. */
+const volatile struct source_list sources_v4 = {};
+const volatile struct source_list sources_v6 = {};
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
@@ -54,8 +59,9 @@ const volatile enum health health_in_btf = HEALTH_UNKNOWN;
 __u8 interface_mac[8];
 __u32 interface_mtu_bytes;
 
-/* The source address whose table the sweep program works on. */
+/* The source address whose table the sweep program works on, and how far it is. */
 __u32 sweep_source;
+__u32 sweep_hand;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -140,11 +146,12 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);		   /* set at load */
+	__uint(max_entries,
+	       1 << GROUP_BITS); /* set at load: times the source addresses */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
-	__type(value, struct bucket);
-} buckets SEC(".maps");
+	__type(value, struct group);
+} groups SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -47,7 +47,9 @@ struct packet {
 	__u16 source;	    /* the destination as a source address + 1, or 0 */
 	__u32 answers_echo; /* the destination is a VIP that nobody owns */
 	__u32 hash;	    /* of the client's tuple */
-	__u32 insertions;   /* into its bucket when it was searched */
+	__u32 home;	    /* the first group where its flow may be */
+	__u32 insertions;   /* of flows with that home, when it was searched */
+	__u32 begun;	    /* flows that this CPU has begun */
 	__u32 service;	    /* index into services */
 	__u32 slot;	    /* of its flow */
 	__u32 backend;	    /* index; 0: counted for no backend */

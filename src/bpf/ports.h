@@ -1,61 +1,98 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The ports, which are the places of flows: how one is taken and given back.
+ * The slots, which are the ports of flows: how one is taken and given back.
  *
- * A port is either free, and then in the queue of its source address (struct
- * ports), or it has a flow. A flow that is closing is both: its record still
- * serves late packets while its port rests in the queue, and ends for good when
- * the port is taken again. Who takes a port from the queue owns its record;
- * `retired` says that the port is in the queue, and changes under its lock
- * only, so a port is never there twice.
+ * A slot is in use or free, as its group says. A flow that is closing has given
+ * its slot back (`retired`), yet its record serves late packets until the slot is
+ * taken again. All of this changes under the group's lock, and so does the step
+ * from unconfirmed to established; a new flow takes no other lock.
  *
- * The same lock guards the step from unconfirmed to established, so that the
- * queue knows how many flows are unconfirmed. A flood of them, from forged
- * addresses, turns over its own share of the ports and no other.
+ * A flow takes its slot in its home or in the group one step further, whichever
+ * has more room; where neither has any, in the first one after them that has. By
+ * that more than 96 % of the slots are taken before the first flow finds none.
  */
 #ifndef __XDP_PROXY_PORTS_H__
 #define __XDP_PROXY_PORTS_H__
 
 #include "table.h"
 
-static __always_inline struct ports *ports_of(__u32 slot)
-{
-	__u32 source = slot >> PORT_BITS;
+/* A group with as many free slots needs no comparing with the next one. */
+#define ROOMY (GROUP_SLOTS / 4)
+#define HOME_STEPS 2 /* the two groups that are compared */
+#define NEAR_STEPS 8 /* groups that are asked before a flow makes room */
 
-	return bpf_map_lookup_elem(&ports, &source);
+static __always_inline __u32 bit_of(__u32 slot)
+{
+	return 1 << slot % PORTS % GROUP_SLOTS;
+}
+
+/* Warren, Hacker's Delight, section 5-1; BPF has no instruction for it. */
+static __always_inline __u32 count_bits(__u32 bits)
+{
+	bits -= bits >> 1 & 0x55555555;
+	bits = (bits & 0x33333333) + (bits >> 2 & 0x33333333);
+	bits = (bits + (bits >> 4)) & 0x0f0f0f0f;
+	return bits * 0x01010101 >> 24;
+}
+
+static __always_inline __u32 bits_below(__u32 bit)
+{
+	return (1U << bit) - 1;
+}
+
+/* The first of a group's slots from its hand on, round, whose bit is set. */
+static __always_inline __u32 first_from(__u32 hand, __u32 bits)
+{
+	__u32 after = bits & ~bits_below(hand);
+
+	if (!after)
+		after = bits;
+	return count_bits((after & -after) - 1);
+}
+
+static __always_inline bool is_crowded(const struct group *group)
+{
+	return count_bits(group->unconfirmed) >= group->share;
+}
+
+/* So many slots has a group for new flows. */
+static __always_inline __u32 room_in(const struct group *group)
+{
+	return is_crowded(group) ? 0 : count_bits(~group->used);
 }
 
 /*
- * The flow ends: its port goes to the end of the queue. `hash` tells that the
- * record still is of the flow that the caller means; `evict` spares it if it is
- * established by now, and forgets it: its client must not go on with it.
+ * The flow ends, and its slot is free. `hash` tells that the record still is of the
+ * flow that the caller means; `evict` spares it if it is established by now, and
+ * forgets it: its client must not go on with it. Returns whether it ended now.
  */
 static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 					__u32 hash, bool evict)
 {
-	struct ports *queue = ports_of(slot);
-	__u32 tick = now();
+	struct group *group = group_at(group_of(slot));
+	__u32 tick = now(), bit = bit_of(slot);
 	__u32 backend = 0;
-	bool unconfirmed, retires;
+	bool retires;
 
-	if (!queue)
+	if (!group)
 		return;
-	bpf_spin_lock(&queue->lock);
-	unconfirmed = flow->state == FLOW_UNCONFIRMED;
-	retires = !flow->retired && flow->hash == hash &&
-		  flow->state != FLOW_BEGINNING && (unconfirmed || !evict);
+	bpf_spin_lock(&group->lock);
+	retires = !*(volatile __u8 *)&flow->retired &&
+		  *(volatile __u32 *)&flow->hash == hash &&
+		  (flow->state == FLOW_UNCONFIRMED ||
+		   (flow->state == FLOW_ESTABLISHED && !evict));
 	if (retires) {
 		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
-		queue->unconfirmed -= unconfirmed;
-		if (evict) {
+		group->used &= ~bit;
+		group->resting |= bit;
+		group->unconfirmed &= ~bit;
+		group->evicted += evict;
+		if (evict)
 			flow->family = 0;
-			queue->evicted++;
-		}
-		queue->port[queue->tail++ % PORTS] = slot;
 	}
-	bpf_spin_unlock(&queue->lock);
+	bpf_spin_unlock(&group->lock);
 	if (retires)
 		count_flow_ended(backend);
 }
@@ -64,35 +101,33 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 static __always_inline void confirm_flow(struct flow *flow, __u32 slot,
 					 __u32 hash)
 {
-	struct ports *queue = ports_of(slot);
+	struct group *group = group_at(group_of(slot));
+	__u32 bit = bit_of(slot);
 
-	if (!queue)
+	if (!group)
 		return;
-	bpf_spin_lock(&queue->lock);
-	if (!flow->retired && flow->hash == hash &&
+	bpf_spin_lock(&group->lock);
+	if (!*(volatile __u8 *)&flow->retired &&
+	    *(volatile __u32 *)&flow->hash == hash &&
 	    flow->state == FLOW_UNCONFIRMED) {
 		flow->state = FLOW_ESTABLISHED;
-		queue->unconfirmed--;
+		group->unconfirmed &= ~bit;
 	}
-	bpf_spin_unlock(&queue->lock);
+	bpf_spin_unlock(&group->lock);
 }
 
-/*
- * A closing flow whose client begins anew: no packet finds it any more, and
- * its place in the bucket is the next one's.
- */
+/* A closing flow whose client begins anew: no packet finds it any more. */
 static __always_inline void forget_flow(const struct packet *packet,
 					struct flow *flow)
 {
-	struct ports *queue = ports_of(packet->slot);
+	struct group *group = group_at(group_of(packet->slot));
 
-	if (!queue)
+	if (!group)
 		return;
-	bpf_spin_lock(&queue->lock);
-	if (flow->retired && flow->hash == packet->hash)
+	bpf_spin_lock(&group->lock);
+	if (!(group->used & bit_of(packet->slot)) && flow->hash == packet->hash)
 		flow->family = 0;
-	bpf_spin_unlock(&queue->lock);
-	unlink_flow(flow, packet->slot, packet->hash, true);
+	bpf_spin_unlock(&group->lock);
 }
 
 /* No packet of a client goes there any more: it is down, or has drained. */
@@ -134,132 +169,188 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 }
 
 /* Looks at the next slots of a source address for flows whose time is over. */
-__noinline int sweep(__u32 source, __u32 slots, bool pressed)
+__noinline int sweep(void)
 {
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 hand;
+	__u32 hand = sweep_hand;
 
-	if (!queue)
-		return 0;
-	/* Two CPUs that read the same hand look twice: that does no harm. */
-	hand = queue->hand;
-	queue->hand = hand + slots;
-	for (__u32 i = 0; i < SWEEP_ROUND && i < slots; i++)
-		expire_flow(source << PORT_BITS | (hand + i) % PORTS, pressed);
+	sweep_hand = hand + SWEEP_ROUND;
+	for (__u32 i = 0; i < SWEEP_ROUND; i++)
+		expire_flow(sweep_source << PORT_BITS | (hand + i) % PORTS,
+			    false);
 	return 0;
 }
 
-/* Takes the port that has rested longest; 0: none is free. */
-static __always_inline __u32 take_port(__u32 source)
+/* The same in the slots of one group, for which there is a need. */
+__noinline int expire_group(__u32 index)
 {
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 port = 0;
-
-	if (!queue)
-		return 0;
-	bpf_spin_lock(&queue->lock);
-	if (queue->head != queue->tail &&
-	    queue->unconfirmed < queue->unconfirmed_max)
-		port = queue->port[queue->head++ % PORTS];
-	bpf_spin_unlock(&queue->lock);
-	return port;
+	for (__u32 i = 0; i < GROUP_SLOTS; i++)
+		expire_flow(first_slot(index) + i, true);
+	return 0;
 }
 
-/*
- * Looks at the first flow on the list of those that began. One that is confirmed or
- * gone leaves the list; one that is not ends where room is `needed` and the
- * unconfirmed flows have all of their share: the oldest makes room. False: there
- * is nothing to do.
- */
-__noinline int make_room(__u32 source, bool needed)
+/* The oldest of a group's unconfirmed flows makes room, if they have their share. */
+__noinline int evict_oldest(__u32 index)
 {
-	struct ports *queue = bpf_map_lookup_elem(&ports, &source);
-	__u32 slot, hash, place, port;
-	bool crowded, waits;
+	const struct group *group = group_at(index);
 	struct flow *flow;
+	__u32 slot, hash;
 
-	if (!queue)
-		return false;
-	bpf_spin_lock(&queue->lock);
-	crowded = needed && queue->unconfirmed >= queue->unconfirmed_max;
-	place = queue->begun_head;
-	port = place == queue->begun_tail ? 0 : queue->begun[place % PORTS];
-	bpf_spin_unlock(&queue->lock);
-	slot = source << PORT_BITS | port;
+	if (!group || !is_crowded(group))
+		return 0;
+	slot = first_slot(index) +
+	       first_from(group->hand % GROUP_SLOTS, group->unconfirmed);
 	flow = flow_at(slot);
-	if (!port || !flow)
-		return false;
+	if (!flow)
+		return 0;
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
-	/* Else the port had another flow then: this one's place is further on. */
-	waits = flow->begun == place && !flow->retired &&
-		(flow->state == FLOW_BEGINNING ||
-		 flow->state == FLOW_UNCONFIRMED);
-	if (waits && !crowded)
-		return false;
-	bpf_spin_lock(&queue->lock);
-	queue->begun_head += queue->begun_head == place;
-	bpf_spin_unlock(&queue->lock);
-	if (waits)
-		retire_flow(flow, slot, hash, true);
-	return true;
-}
-
-/* Tidies the list, so that a flood finds the oldest at once. */
-__noinline int tidy(__u32 source)
-{
-	for (int i = 0; i < TIDY_ROUND; i++)
-		if (!make_room(source, false))
-			break;
+	retire_flow(flow, slot, hash, true);
 	return 0;
 }
 
-/*
- * A port of a source address; 0: none is free. `pressed`: it was asked before,
- * and had none.
- */
-__noinline int reserve_port(__u32 source, bool pressed)
+__noinline int room_after(__u32 source, __u32 hash, __u32 steps)
 {
-	__u32 port;
+	const struct group *group = group_at(group_after(source, hash, steps));
 
-	for (int i = 0; i < EVICT_TRIES; i++)
-		if (!make_room(source, true))
-			break;
-	if (pressed)
-		sweep(source, SWEEP_SHORT, true);
-	port = take_port(source);
-	if (!pressed)
-		sweep(source, SWEEP_STEP, false);
-	return port;
+	return group ? room_in(group) : 0;
 }
 
-/* Makes the record of a port just taken the caller's own, and empties it. */
-static __always_inline void claim_flow(struct flow *flow, __u32 slot,
-				       __u32 hash)
+/*
+ * Where there is room for a new flow if not in its home, nor one step further.
+ * Returns the steps; STEPS: there is none. `pressed`: it was asked before, and had
+ * none. Before it goes far, who is not confirmed makes room for who is not: so a
+ * flood of them costs no long walks.
+ */
+__noinline int make_room(__u32 source, __u32 hash, bool pressed)
 {
-	struct ports *queue = ports_of(slot);
-	bool was_used = flow->state != FLOW_NONE;
-	__u32 tick = now();
-	__u32 old_hash;
+	__u32 steps;
 
-	if (!queue)
-		return;
-	bpf_spin_lock(&queue->lock);
-	old_hash = flow->hash;
+	for (steps = 0; steps < NEAR_STEPS; steps++) {
+		if (pressed && steps < HOME_STEPS)
+			expire_group(group_after(source, hash, steps));
+		if (room_after(source, hash, steps))
+			return steps;
+	}
+	for (__u32 near = 0; near < HOME_STEPS; near++) {
+		evict_oldest(group_after(source, hash, near));
+		if (room_after(source, hash, near))
+			return near;
+	}
+	while (steps < STEPS && !room_after(source, hash, steps))
+		steps++;
+	return steps;
+}
+
+/* Where a new flow may have a slot of a source address; as make_room says it. */
+__noinline int find_room(__u32 source, __u32 hash, bool pressed)
+{
+	const struct group *home = group_at(group_after(source, hash, 0));
+	const struct group *next;
+	__u32 room, room_next;
+
+	if (!home)
+		return STEPS;
+	room = room_in(home);
+	if (room >= ROOMY)
+		return 0;
+	next = group_at(group_after(source, hash, 1));
+	if (!next)
+		return STEPS;
+	room_next = room_in(next);
+	if (room || room_next)
+		return room_next > room;
+	return make_room(source, hash, pressed);
+}
+
+/* Notes in a flow's first home that it is further on; false: a race was lost. */
+__noinline int note_reach(__u32 source, __u32 steps)
+{
+	struct packet *packet = packet_at_hand();
+	struct group *first, *home;
+	bool in_first, raced;
+	__u32 index;
+
+	if (!packet)
+		return false;
+	index = group_after(source, packet->hash, 0);
+	in_first = index == packet->home;
+	first = group_at(packet->home);
+	home = group_at(index);
+	if (!first || !home)
+		return false;
+	bpf_spin_lock(&first->lock);
+	raced = first->insertions != packet->insertions;
+	if (!raced) {
+		first->insertions++;
+		if (!in_first)
+			first->reach |= SPILLED;
+	}
+	bpf_spin_unlock(&first->lock);
+	bpf_spin_lock(&home->lock);
+	if (!raced && (home->reach & ~SPILLED) < steps)
+		home->reach = (home->reach & SPILLED) | steps;
+	bpf_spin_unlock(&home->lock);
+	return !raced;
+}
+
+/*
+ * Takes a slot of the group so many steps from home: sets slot. False: another CPU
+ * was faster, maybe with the same flow.
+ */
+static __always_inline bool take_slot(struct packet *packet, __u32 source,
+				      __u32 steps)
+{
+	__u32 index = group_after(source, packet->hash, steps);
+	bool is_home = index == packet->home, takes;
+	struct group *group = group_at(index);
+	__u32 hand, free, rested, passed, nth;
+
+	if (!group || (!is_home && !note_reach(source, steps)))
+		return false;
+	hand = group->hand % GROUP_SLOTS;
+	free = ~group->used;
+	rested = free & ~group->resting;
+	nth = first_from(hand, rested ?: free);
+	barrier_var(nth);
+	if (nth >= GROUP_SLOTS)
+		return false;
+	passed = bits_below(nth + 1) & ~bits_below(hand);
+	if (!rested)
+		passed = ~0;
+	else if (nth < hand)
+		passed = bits_below(nth + 1) | ~bits_below(hand);
+	bpf_spin_lock(&group->lock);
+	takes = !(group->used & 1 << nth) && !is_crowded(group) &&
+		(!is_home || group->insertions == packet->insertions);
+	if (takes) {
+		group->used |= 1 << nth;
+		group->resting &= ~passed;
+		group->unconfirmed |= 1 << nth;
+		group->hand = nth + 1;
+		group->insertions += is_home;
+		group->tag[nth] = tag_of(packet->hash);
+	}
+	bpf_spin_unlock(&group->lock);
+	packet->slot = first_slot(index) + nth;
+	return takes;
+}
+
+/*
+ * Makes the record of a slot just taken the caller's own. Until then it is of a
+ * flow that has ended, which nobody changes: `retired` goes last. (Stores are seen
+ * in order on x86.) Nothing of it is read, and no lock is held: so nobody waits
+ * for the cache miss, which costs as much as all the rest.
+ */
+static __always_inline void claim_flow(struct packet *packet, struct flow *flow)
+{
 	flow->family = 0;
-	flow->seen = tick;
 	flow->state = FLOW_BEGINNING;
 	barrier();
-	flow->hash = hash;
+	flow->hash = packet->hash;
+	flow->begun = packet->begun++ * cpus + bpf_get_smp_processor_id();
+	flow->seen = now();
+	barrier();
 	flow->retired = false;
-	queue->unconfirmed++;
-	if (queue->begun_tail - queue->begun_head == PORTS)
-		queue->begun_head++;
-	flow->begun = queue->begun_tail++;
-	queue->begun[flow->begun % PORTS] = slot;
-	bpf_spin_unlock(&queue->lock);
-	if (was_used)
-		unlink_flow(flow, slot, old_hash, false);
 }
 
 #endif /* __XDP_PROXY_PORTS_H__ */

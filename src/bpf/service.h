@@ -26,6 +26,12 @@ static __always_inline __u64 mix(__u64 x)
 	return x ^ x >> 31;
 }
 
+/* Scaled to below `bound` (Lemire, arXiv:1805.10941). */
+static __always_inline __u32 scale(__u32 random, __u32 bound)
+{
+	return (__u64)random * bound >> 32;
+}
+
 /* Mixed, as place_hash hardly minds the upper bits of its key; IPv4: the word. */
 static __always_inline __u64 address_key(const __be32 *address)
 {
@@ -57,6 +63,14 @@ static __always_inline enum outcome find_address(struct packet *packet)
 		}
 	}
 	return OUTCOME_PASSED;
+}
+
+/* Whether no service has the packet's port: most of the host's own end here. */
+static __always_inline bool is_no_service(const struct packet *packet)
+{
+	__u32 port = bpf_ntohs(packet->dest_port);
+
+	return !(port_filter[port / 64 % 8] >> port % 64 & 1);
 }
 
 /* The entry of a port of the packet's VIP and protocol; NULL: none. */

@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The flow table: how a packet finds its flow. A client's by the bucket that the
- * hash of its tuple names, a backend's by its destination port.
+ * The flow table: how a packet finds its flow. A backend's by its destination
+ * port, a client's in the groups of slots that the hash of its tuple names:
+ *
+ *	hash, upper bits	the flow's home, its first group
+ *	hash, and the step	the group where it is looked for next
+ *	hash, lower 16 bits	the tag, by which a group's slots are told apart
+ *
+ * Nearly all flows are at home. The home's `reach` says how much further those
+ * have gone that found no room there.
  */
 #ifndef __XDP_PROXY_TABLE_H__
 #define __XDP_PROXY_TABLE_H__
@@ -47,7 +54,7 @@ static __always_inline struct flow *flow_at(__u32 slot)
 	return bpf_map_lookup_elem(&flows, &slot);
 }
 
-/* Of the client's tuple; the seed keeps its buckets unknown to clients. */
+/* Of the client's tuple; the seed keeps its groups unknown to clients. */
 static __always_inline __u64 tuple_hash(const struct packet *packet, __u64 seed)
 {
 	__u64 tuple = (__u64)packet->from[0] << 32 |
@@ -82,28 +89,198 @@ static __always_inline bool is_over(const struct flow *flow)
 	return !service || age(flow) > service->closing;
 }
 
-/* The flow of a packet that a client sent, from the bucket of its hash. */
-static __always_inline struct flow *find_flow_of_client(struct packet *packet)
+/* Of so many source addresses, the one that comes first: by the lower bits. */
+static __always_inline __u32 source_turn(__u32 hash, __u32 count)
 {
-	__u32 key = packet->hash & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
+	return scale(hash << 16, count);
+}
 
-	if (!bucket)
-		return NULL;
-	packet->insertions = *(volatile __u32 *)&bucket->insertions;
-	for (int i = 0; i < BUCKET_ENTRIES; i++) {
-		__u32 entry = *(volatile __u32 *)&bucket->entry[i];
-		struct flow *flow;
+/*
+ * Of the source addresses that the packet's flow may have, the nth from the one
+ * that its hash names.
+ */
+static __always_inline __u32 nth_source(const struct packet *packet, __u32 nth)
+{
+	const volatile struct source_list *list =
+		is_ipv6(packet) ? &sources_v6 : &sources_v4;
+	__u32 count = list->count;
 
-		if ((entry ^ packet->hash) & ~SLOT_MASK)
-			continue;
-		flow = flow_at(entry & SLOT_MASK);
+	/* A constant: what is for several is cut out. */
+	if (count <= 1)
+		return list->source[0];
+	nth += source_turn(packet->hash, count);
+	return list->source[(nth < count ? nth : nth - count) % SOURCES];
+}
+
+static __always_inline __u32 source_count(const struct packet *packet)
+{
+	return is_ipv6(packet) ? sources_v6.count : sources_v4.count;
+}
+
+static __always_inline struct group *group_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&groups, &index);
+}
+
+static __always_inline __u32 group_of(__u32 slot)
+{
+	return slot >> PORT_BITS << GROUP_BITS | slot % PORTS / GROUP_SLOTS;
+}
+
+static __always_inline __u32 first_slot(__u32 group)
+{
+	return (group >> GROUP_BITS << PORT_BITS) +
+	       group % (1 << GROUP_BITS) * GROUP_SLOTS;
+}
+
+/*
+ * The index of the group where a flow may be that has gone so many steps from its
+ * home. The golden ratio spreads the steps over all groups, however few there
+ * are (Knuth, The Art of Computer Programming 3, section 6.4).
+ */
+static __always_inline __u32 group_after(__u32 source, __u32 hash, __u32 steps)
+{
+	const struct ports *ours = bpf_map_lookup_elem(&ports, &source);
+	__u32 nth;
+
+	if (!ours)
+		return 0;
+	nth = scale(hash + steps * 0x9e3779b9, ours->groups);
+	/* As in backend_in: clang would drop the check. */
+	barrier_var(nth);
+	return source << GROUP_BITS | (nth < GROUPS ? ours->group[nth] : 0);
+}
+
+static __always_inline __u16 tag_of(__u32 hash)
+{
+	return hash & 0x7fff;
+}
+
+/*
+ * Which of a group's tags are this one, four at a time (a branch for each of them
+ * costs 4 ns more): bit 16 * i + 15 - word is of the tag i in this word. From the
+ * upper bit of each 16, which no tag has, nothing is taken where two are alike.
+ */
+static __always_inline __u64 matches(const struct group *group, __u16 tag)
+{
+	const volatile __u64 *words = (const volatile __u64 *)group->tag;
+	const __u64 upper = 0x8000800080008000, ones = 0x0001000100010001;
+	__u64 found = 0;
+
+#pragma unroll
+	for (int word = 0; word < GROUP_SLOTS / 4; word++)
+		found |= ((upper - (words[word] ^ tag * ones)) & upper) >> word;
+	return found;
+}
+
+/*
+ * The tag that a bit of `matches` is of. A multiplication by this number brings
+ * another six bits to the top for each bit (Leiserson, Prokop, Randall: Using de
+ * Bruijn sequences to index a 1 in a computer word, 1998).
+ */
+#define DE_BRUIJN 0x022fdd63cc95386dULL
+#define TAG(word, i) \
+	[(1ULL << (16 * i + 15 - word)) * DE_BRUIJN >> 58] = 4 * word + i
+#define TAGS(word) TAG(word, 0), TAG(word, 1), TAG(word, 2), TAG(word, 3)
+static const __u8 tag_at[64] = {TAGS(0), TAGS(1), TAGS(2), TAGS(3), TAGS(4)};
+
+/* The slot that the lowest bit of `matches` leads to, in the group with this index. */
+static __always_inline __u32 slot_of(__u64 found, __u32 index)
+{
+	return first_slot(index) + tag_at[(found & -found) * DE_BRUIJN >> 58];
+}
+
+/* Whether the packet's flow is in the group so many steps from home; sets slot. */
+__noinline int is_after(__u32 kind, __u32 source, __u32 steps)
+{
+	struct packet *packet = packet_of(kind);
+	const struct group *group;
+	__u32 index;
+	__u64 found;
+
+	if (!packet)
+		return false;
+	index = group_after(source, packet->hash, steps);
+	group = group_at(index);
+	if (!group)
+		return false;
+	found = matches(group, tag_of(packet->hash));
+	for (int i = 0; i < GROUP_SLOTS && found; i++, found &= found - 1) {
+		__u32 slot = slot_of(found, index);
+		const struct flow *flow = flow_at(slot);
+
 		if (flow && is_flow_of_client(flow, packet)) {
-			packet->slot = entry & SLOT_MASK;
-			return flow;
+			packet->slot = slot;
+			return true;
 		}
 	}
-	return NULL;
+	return false;
+}
+
+/* Searches its home in a source address, and where flows went from there. */
+__noinline int is_in_source(__u32 kind, __u32 source)
+{
+	const struct packet *packet = packet_of(kind);
+	const struct group *home;
+	__u32 reach;
+
+	if (!packet)
+		return false;
+	home = group_at(group_after(source, packet->hash, 0));
+	if (!home)
+		return false;
+	reach = home->reach & ~SPILLED;
+	for (__u32 steps = 0; steps < STEPS && steps <= reach; steps++)
+		if (is_after(kind, source, steps))
+			return true;
+	return false;
+}
+
+/* A flow that is not what the first match at its home led to. */
+__noinline int is_elsewhere(__u32 kind)
+{
+	struct packet *packet = packet_of(kind);
+	const struct group *home;
+
+	if (!packet)
+		return false;
+	home = group_at(packet->home);
+	if (!home)
+		return false;
+	if (is_in_source(kind, nth_source(packet, 0)))
+		return true;
+	if (!(home->reach & SPILLED))
+		return false;
+	for (__u32 nth = 1; nth < SOURCES && nth < source_count(packet); nth++)
+		if (is_in_source(kind, nth_source(packet, nth)))
+			return true;
+	return false;
+}
+
+/* The flow of a packet that a client sent; NULL: none. Sets slot. */
+static __always_inline struct flow *find_flow_of_client(struct packet *packet,
+							enum packet_kind kind)
+{
+	__u32 index = group_after(nth_source(packet, 0), packet->hash, 0);
+	const struct group *home = group_at(index);
+	__u64 found;
+
+	if (!home)
+		return NULL;
+	packet->home = index;
+	packet->insertions = *(const volatile __u8 *)&home->insertions;
+	found = matches(home, tag_of(packet->hash));
+	if (found) {
+		struct flow *flow;
+
+		packet->slot = slot_of(found, index);
+		flow = flow_at(packet->slot);
+		if (flow && is_flow_of_client(flow, packet))
+			return flow;
+	}
+	if (!(found & (found - 1)) && !*(const volatile __u8 *)&home->reach)
+		return NULL;
+	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;
 }
 
 /* The port that the flow's packets reach the backend on. */
@@ -124,7 +301,7 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 	struct flow *flow;
 	__u32 index;
 
-	if (!packet->source)
+	if (!packet->source || bpf_ntohs(packet->dest_port) < first_port)
 		return NULL;
 	flow = flow_at(slot);
 	if (!flow)
@@ -143,58 +320,6 @@ static __always_inline struct flow *find_flow_of_backend(struct packet *packet)
 	packet->slot = slot;
 	packet->backend = index;
 	return flow;
-}
-
-/*
- * Takes the flow that rested on a port out of its bucket; not where the port
- * was taken meanwhile, if `rests`: then the entry may be the next flow's.
- */
-static __always_inline void unlink_flow(const struct flow *flow, __u32 slot,
-					__u32 hash, bool rests)
-{
-	__u32 entry = (hash & ~SLOT_MASK) | slot;
-	__u32 key = hash & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
-
-	if (!bucket)
-		return;
-	bpf_spin_lock(&bucket->lock);
-	if (!rests || *(const volatile __u8 *)&flow->retired)
-		for (int i = 0; i < BUCKET_ENTRIES; i++)
-			if (bucket->entry[i] == entry)
-				bucket->entry[i] = 0;
-	bpf_spin_unlock(&bucket->lock);
-}
-
-enum link_result { LINKED, LINK_RACED, LINK_FULL };
-
-/*
- * Makes a filled record findable, unless the bucket has grown since it was
- * searched for this tuple: then another CPU may have made the same flow.
- */
-static __always_inline enum link_result link_flow(struct packet *packet)
-{
-	__u32 entry = (packet->hash & ~SLOT_MASK) | packet->slot;
-	__u32 key = packet->hash & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&buckets, &key);
-	enum link_result result = LINK_FULL;
-
-	if (!bucket)
-		return LINK_FULL;
-	bpf_spin_lock(&bucket->lock);
-	if (bucket->insertions != packet->insertions) {
-		result = LINK_RACED;
-	} else {
-		for (int i = 0; i < BUCKET_ENTRIES; i++)
-			if (!bucket->entry[i]) {
-				bucket->entry[i] = entry;
-				bucket->insertions++;
-				result = LINKED;
-				break;
-			}
-	}
-	bpf_spin_unlock(&bucket->lock);
-	return result;
 }
 
 #endif /* __XDP_PROXY_TABLE_H__ */

@@ -22,7 +22,7 @@ from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 
 	packet->direction = FROM_CLIENT;
 	if (!outcome)
-		outcome = flow_of_client(packet, flow);
+		outcome = flow_of_client(ctx, packet, flow);
 	return outcome ? outcome : forward_packet(ctx, packet, true);
 }
 
@@ -36,8 +36,10 @@ static __always_inline enum outcome find_flow(struct xdp_md *ctx,
 	flow = find_flow_of_backend(packet);
 	if (flow)
 		return from_backend(ctx, packet, flow);
+	if (is_no_service(packet))
+		return OUTCOME_PASSED;
 	packet->hash = tuple_hash(packet, hash_seed);
-	flow = find_flow_of_client(packet);
+	flow = find_flow_of_client(packet, AT_HAND);
 	if (!flow)
 		outcome = find_service(packet);
 	return outcome ? outcome : from_client(ctx, packet, flow);
@@ -81,8 +83,7 @@ int xdp_proxy(struct xdp_md *ctx)
 SEC("xdp")
 int xdp_proxy_sweep(struct xdp_md *ctx)
 {
-	sweep(sweep_source, SWEEP_ROUND, false);
-	tidy(sweep_source);
+	sweep();
 	return XDP_PASS;
 }
 

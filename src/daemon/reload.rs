@@ -91,6 +91,7 @@ impl Daemon {
         tables.set_held(&neighbours.held());
         tables.take_health(now_s()?, |target| checks.health(target));
         tables.drain(now_s()?);
+        tables.place_services(&self.tables, &config, datapath::tick()?);
 
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
         let interface = neighbours.interface();

@@ -79,6 +79,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     tables.set_held(&neighbours.held());
     tables.take_health(now_s()?, |target| checks.health(target));
     tables.drain(now_s()?);
+    tables.place_services(&old, &config, datapath::tick()?);
     if predecessor.as_ref().is_some_and(|other| !other.waits()) {
         bail!("the daemon on {} has gone on by itself", interface.name);
     }

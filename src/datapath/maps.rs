@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 
 use super::map::Map;
@@ -100,10 +100,6 @@ impl Maps {
     /// Backends that there is room for.
     pub fn backends(&self) -> Result<usize> {
         Ok(self.entries("backends")? - 1)
-    }
-
-    pub(super) fn buckets(&self) -> Result<usize> {
-        self.entries("buckets")
     }
 
     /// What the daemon that loaded the program has noted.
@@ -212,6 +208,17 @@ impl Maps {
         self.named("flows")?.get(slot)
     }
 
+    /// The ports of a source address that no flow has.
+    pub fn free_ports(&self, source: usize) -> Result<Vec<u16>> {
+        let mut free = Vec::new();
+        for (number, group) in self.groups(source)? {
+            let first = usize::from(number) * abi::GROUP_SLOTS;
+            let slots = (0..abi::GROUP_SLOTS).filter(|slot| group.used & 1 << slot == 0);
+            free.extend(slots.map(|slot| (first + slot) as u16));
+        }
+        Ok(free)
+    }
+
     /// Hands on every record, and its counters where flows' packets are counted.
     pub fn each_flow(
         &self,
@@ -225,35 +232,28 @@ impl Maps {
         })
     }
 
-    /// The ports of a source address that wait for use, the next one first.
-    pub fn waiting_ports(&self, source: usize) -> Result<Vec<u16>> {
-        let queue = self.ports(source)?;
-        let waiting = queue.tail.wrapping_sub(queue.head);
-        Ok((0..waiting)
-            .map(|i| queue.port[queue.head.wrapping_add(i) as usize % abi::PORTS])
-            .collect())
-    }
-
     /// How many flows from a source address no client has confirmed yet, and how
     /// many of them made room for others so far.
     pub fn unconfirmed(&self, source: usize) -> Result<(u32, u64)> {
-        let queue = self.ports(source)?;
-        Ok((queue.unconfirmed, queue.evicted))
+        let (mut unconfirmed, mut evicted) = (0, 0);
+        for (_, group) in self.groups(source)? {
+            unconfirmed += group.unconfirmed.count_ones();
+            evicted += u64::from(group.evicted);
+        }
+        Ok((unconfirmed, evicted))
     }
 
-    fn ports(&self, source: usize) -> Result<Box<types::ports>> {
-        let bytes = self.named("ports")?.lookup(source as u32)?;
-        let mut queue = super::port_queue(&[]);
-        plain::copy_from_bytes(&mut *queue, &bytes)
-            .map_err(|error| anyhow!("the queue of ports is not of its shape: {error:?}"))?;
-        Ok(queue)
-    }
-
-    /// The slots that a bucket of the flow table names.
-    pub fn bucket(&self, index: usize) -> Result<Vec<u32>> {
-        let bucket: types::bucket = self.named("buckets")?.get(index as u32)?;
-        let used = bucket.entry.iter().filter(|entry| **entry != 0);
-        Ok(used.map(|entry| entry & abi::SLOT_MASK).collect())
+    /// The groups of slots of a source address, with their numbers.
+    pub fn groups(&self, source: usize) -> Result<Vec<(u16, types::group)>> {
+        let ports: types::ports = self.named("ports")?.get(source as u32)?;
+        let groups = self.named("groups")?;
+        let numbers = ports.group.iter().take(ports.groups as usize);
+        numbers
+            .map(|number| {
+                let index = source << abi::GROUP_BITS | usize::from(*number);
+                Ok((*number, groups.get(index as u32)?))
+            })
+            .collect()
     }
 
     /// # Errors

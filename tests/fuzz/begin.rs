@@ -3,31 +3,34 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use xdp_proxy::abi::{OutcomeCode, PORT_BITS};
+use xdp_proxy::abi::{self, OutcomeCode, PORT_BITS};
 
 use crate::judge::{Fate, refused};
 use crate::play::{Checked, ensure};
 use crate::wire::*;
 use crate::world::*;
 
-/// The flows of a source address.
+/// The flows on the ports of a source address that share what is below: GROUP_SLOTS
+/// in a row.
 #[derive(Debug)]
 struct Crowd {
     source: IpAddr,
+    ports: usize,
     live: usize,
     unconfirmed: usize,
-    /// The number of the unconfirmed flow that began first.
-    oldest: Option<u64>,
+    /// The number of the unconfirmed flow whose turn it is to make room: in the order
+    /// in which ports are taken, from the last one that was.
+    next: Option<u64>,
 }
 
 impl Crowd {
-    /// The unconfirmed flows have all of their share.
+    /// The unconfirmed flows have all of their share: half.
     fn is_crowded(&self) -> bool {
-        self.unconfirmed >= UNCONFIRMED_MAX
+        self.unconfirmed >= (self.ports / 2).max(1)
     }
 
     fn is_full(&self) -> bool {
-        self.is_crowded() || self.live == PORTS.len()
+        self.is_crowded() || self.live == self.ports
     }
 }
 
@@ -71,37 +74,44 @@ impl World {
         for backend in self.takers(service) {
             for source in self.sources_of(service, backend) {
                 if !crowds.iter().any(|crowd| crowd.source == source) {
-                    crowds.push(self.crowd(source));
+                    crowds.extend(self.crowds(source));
                 }
             }
         }
+        let is_full = |source: IpAddr| {
+            let mut of_source = crowds.iter().filter(|crowd| crowd.source == source);
+            of_source.all(Crowd::is_full)
+        };
         let pressed = crowds.iter().all(Crowd::is_full);
         self.ended(|world, flow| {
-            let mut crowds = crowds.iter();
-            let crowd = crowds.find(|crowd| crowd.source == flow.source.ip());
-            crowd.is_some_and(|crowd| {
-                let makes_room = crowd.is_crowded() && crowd.oldest == Some(flow.number);
-                world.is_late(flow, pressed) || makes_room
-            })
+            let makes_room = |crowd: &Crowd| crowd.is_crowded() && crowd.next == Some(flow.number);
+            pressed && world.is_late(flow, true)
+                || is_full(flow.source.ip()) && crowds.iter().any(makes_room)
         })?;
         let Some((place, backend)) = path else {
-            let mut after = crowds.iter().map(|crowd| (crowd, self.crowd(crowd.source)));
-            let is_refused =
-                |(before, after): (&Crowd, Crowd)| before.is_crowded() || after.live == PORTS.len();
+            let sources = crowds.iter().map(|crowd| crowd.source);
+            let mut after = sources.flat_map(|source| self.crowds(source));
             ensure!(
-                after.all(is_refused),
+                after.all(|crowd| crowd.is_full()),
                 "no port was found, though one is free: {crowds:?}"
             );
             let outcome = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
             return Ok(refused(tuple.protocol, outcome));
         };
+        let (index, port) = (self.slot(place) >> PORT_BITS, self.slot(place) as u16);
+        let source = self.rig.tables.sources[index];
+        let crowds = self.crowds(source);
+        self.last_taken.insert((index, group_of(port)), port);
+        ensure!(
+            !crowds[group_of(port) - group_of(*PORTS.start())].is_crowded(),
+            "more unconfirmed flows than their share: {crowds:?}"
+        );
         if let Some(flow) = &self.flows[place] {
             ensure!(flow.retired, "the port has a flow already: {flow:?}");
             self.forget(place);
         }
         let slot = self.slot(place);
         let record = self.maps.flow(slot);
-        let source = self.rig.tables.sources[slot >> PORT_BITS];
         ensure!(
             self.sources_of(service, backend).contains(&source),
             "{source} is no source of service {service}"
@@ -127,25 +137,30 @@ impl World {
         Ok(Fate::Forwarded(place))
     }
 
-    fn crowd(&self, source: IpAddr) -> Crowd {
-        let mut crowd = Crowd {
-            source,
-            live: 0,
-            unconfirmed: 0,
-            oldest: None,
-        };
+    fn crowds(&self, source: IpAddr) -> Vec<Crowd> {
         let index = self.source_index(source).expect("a source of ours");
-        let places = index * PORTS.len()..(index + 1) * PORTS.len();
-        let live = self.flows[places].iter().flatten().filter(|f| !f.retired);
-        for flow in live {
-            crowd.live += 1;
-            if !flow.established {
-                crowd.unconfirmed += 1;
-                let oldest = crowd.oldest.get_or_insert(flow.number);
-                *oldest = flow.number.min(*oldest);
+        let ports: Vec<u16> = PORTS.collect();
+        let groups = ports.chunk_by(|one, next| group_of(*one) == group_of(*next));
+        let crowd = |ports: &[u16]| {
+            let flow_at = |port: u16| {
+                let place = index * PORTS.len() + usize::from(port - PORTS.start());
+                self.flows[place].as_ref().filter(|flow| !flow.retired)
+            };
+            let last = self.last_taken.get(&(index, group_of(ports[0])));
+            let after = ports.iter().position(|port| Some(port) == last);
+            let (first, rest) = ports.split_at(after.map_or(0, |last| last + 1));
+            let in_turn = [rest, first].concat();
+            let live: Vec<&Flow> = in_turn.into_iter().filter_map(flow_at).collect();
+            let unconfirmed = live.iter().filter(|flow| !flow.established);
+            Crowd {
+                source,
+                ports: ports.len(),
+                live: live.len(),
+                unconfirmed: unconfirmed.clone().count(),
+                next: unconfirmed.map(|flow| flow.number).next(),
             }
-        }
-        crowd
+        };
+        groups.map(crowd).collect()
     }
 
     /// The place and backend of a new flow whose first packet came out as `out`;
@@ -160,4 +175,8 @@ impl World {
         let backend = takers.find(|backend| self.backend_end(*backend, tuple) == to)?;
         Some((self.place(source)?, backend))
     }
+}
+
+fn group_of(port: u16) -> usize {
+    usize::from(port) / abi::GROUP_SLOTS
 }

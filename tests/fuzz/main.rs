@@ -73,7 +73,7 @@ impl World {
             );
         }
         for source in 0..self.rig.tables.sources.len() {
-            let mut ports = self.rig.datapath.waiting_ports(source).expect("the queue");
+            let mut ports = self.rig.datapath.free_ports(source).expect("the groups");
             let places = source * PORTS.len()..(source + 1) * PORTS.len();
             let live = self.flows[places].iter().flatten().filter(|f| !f.retired);
             ports.extend(live.map(|flow| flow.source.port()));

@@ -10,6 +10,8 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use nix::sys::mman::{self, ProtFlags};
 use xdp_proxy::abi::{self, types};
 
+use crate::rigs::PORTS;
+
 /// A map that this process shares with the program.
 struct Shared<T> {
     first: NonNull<T>,
@@ -54,6 +56,9 @@ impl<T> Drop for Shared<T> {
     }
 }
 
+/// An index and what is there.
+type Entry = (u32, Vec<u8>);
+
 pub struct Maps {
     flows: Shared<types::flow>,
     bss: Shared<types::bss>,
@@ -61,7 +66,7 @@ pub struct Maps {
     maglevs: MapHandle,
     outcomes: MapHandle,
     /// What is written anew before each round, with its first contents.
-    kept: Vec<(MapHandle, Vec<Vec<u8>>)>,
+    kept: Vec<(MapHandle, Vec<Entry>)>,
 }
 
 impl Maps {
@@ -83,13 +88,20 @@ impl Maps {
             let place = maps.iter().position(is_it);
             maps.swap_remove(place.unwrap_or_else(|| panic!("no map {name}")))
         };
-        let kept = ["maglevs", "ports", "backends", "buckets"].map(|name| {
+        let kept = ["maglevs", "backends", "groups"].map(|name| {
             let map = take(name);
             let entry = |index: u32| {
                 let value = map.lookup(&index.to_ne_bytes(), MapFlags::ANY);
                 value.expect("reading a map").expect("an array's entry")
             };
-            let entries = (0..map.max_entries()).map(entry).collect();
+            // No other groups have ports.
+            let of_ports = |index: &u32| {
+                let group = *index as usize % (1 << abi::GROUP_BITS);
+                let ports = group * abi::GROUP_SLOTS..(group + 1) * abi::GROUP_SLOTS;
+                name != "groups" || PORTS.into_iter().any(|port| ports.contains(&port.into()))
+            };
+            let indexes = (0..map.max_entries()).filter(of_ports);
+            let entries: Vec<Entry> = indexes.map(|index| (index, entry(index))).collect();
             (map, entries)
         });
         let maglevs = MapHandle::try_from(&kept[0].0).expect("the same map");
@@ -108,7 +120,7 @@ impl Maps {
     pub fn reset(&self, slots: impl Iterator<Item = usize>) {
         slots.for_each(|slot| self.flows.set(slot, types::flow::default()));
         for (map, entries) in &self.kept {
-            for (value, index) in entries.iter().zip(0u32..) {
+            for (index, value) in entries {
                 map.update(&index.to_ne_bytes(), value, MapFlags::ANY)
                     .expect("writing a map");
             }

@@ -13,8 +13,6 @@ use crate::wire;
 
 /// So few that they run out.
 pub const PORTS: std::ops::RangeInclusive<u16> = 2000..=2063;
-/// Of which unconfirmed flows get half.
-pub const UNCONFIRMED_MAX: usize = 32;
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 /// In half hours, so that no flow is at the edge: time passes by whole hours.

@@ -42,6 +42,8 @@ pub struct World {
     /// By source address and port.
     pub flows: Vec<Option<Flow>>,
     pub by_tuple: HashMap<Tuple, usize>,
+    /// The port that was taken last, by source address and group.
+    pub last_taken: HashMap<(usize, usize), u16>,
     pub fragments: HashMap<FragmentKey, Decision>,
     /// In half hours.
     pub now: u32,
@@ -88,6 +90,7 @@ impl World {
             paths,
             flows: Vec::new(),
             by_tuple: HashMap::new(),
+            last_taken: HashMap::new(),
             fragments: HashMap::new(),
             now: 0,
             passed: Instant::now(),
@@ -114,6 +117,7 @@ impl World {
         }
         self.flows = vec![None; self.rig.tables.sources.len() * PORTS.len()];
         self.by_tuple.clear();
+        self.last_taken.clear();
         self.fragments.clear();
         self.now = 0;
         self.passed = Instant::now();

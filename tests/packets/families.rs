@@ -126,7 +126,7 @@ fn each_of_many_ipv6_addresses_is_found_and_none_beside_them() {
 }
 
 /// Neighbours' addresses with ports at random: each flow has a hash of its own,
-/// which names its bucket and its tag, whatever its client's address ends with.
+/// which names its group and its tag, whatever its client's address ends with.
 #[test]
 fn ipv6_clients_of_one_network_have_hashes_of_their_own() {
     if !root_or_skip("ipv6_clients_of_one_network_have_hashes_of_their_own") {

@@ -29,7 +29,10 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     let rodata = open.maps.rodata_data.as_mut().unwrap();
     rodata.address_mask = 1;
     rodata.listener_mask = 1;
-    rodata.bucket_mask = 1;
+    rodata.port_filter = tables.port_filter();
+    rodata.first_port = tables.first_port();
+    rodata.sources_v4 = tables.sources_of(false);
+    rodata.sources_v6 = tables.sources_of(true);
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
     rodata.counts_loads = tables.counts_loads.into();

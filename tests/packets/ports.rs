@@ -2,9 +2,9 @@
 //! Source ports: none is given twice, all of them are used, and each comes
 //! back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use xdp_proxy::abi::OutcomeCode;
+use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::service::PortRanges;
 
 use crate::common::connection::*;
@@ -95,10 +95,11 @@ fn a_client_that_uses_its_port_again_is_not_found_by_the_old_one() {
     new.close();
 }
 
-/// As the design wants it: at least 95 %. It is all of them.
+/// As the design wants it: at least 95 %.
 #[test]
-fn the_whole_default_range_serves_random_clients_and_no_port_twice() {
-    if !root_or_skip("the_whole_default_range_serves_random_clients_and_no_port_twice") {
+fn nearly_the_whole_default_range_serves_random_clients_and_no_port_twice() {
+    let test = "nearly_the_whole_default_range_serves_random_clients_and_no_port_twice";
+    if !root_or_skip(test) {
         return;
     }
     let ports = PortRanges::beside(32768..=60999).unwrap();
@@ -107,44 +108,77 @@ fn the_whole_default_range_serves_random_clients_and_no_port_twice() {
     let rig = with_ports(ports.clone());
     let mut random = Random(1);
     let mut clients: Vec<u32> = (0..ports.count() as u32).map(|n| n * 257).collect();
-    random.shuffle(&mut clients);
-
-    let mut flows = Vec::new();
-    let mut alive = HashSet::new();
-    for number in &clients {
-        let mut connection = Connection::new(&rig, *number);
-        if !connection.try_open() {
-            break;
-        }
-        assert!(alive.insert(connection.port()), "{:?}", connection.path());
-        flows.push(connection);
-    }
-    println!("{} of {} ports in use", flows.len(), ports.count());
-    assert_eq!(flows.len(), ports.count());
     let every: HashSet<u16> = ports.iter().collect();
-    assert_eq!(alive, every);
-    assert!(!Connection::new(&rig, 1).try_syn(), "a flow too many");
+    let mut in_use = 0;
+    for round in 1..=2 {
+        random.shuffle(&mut clients);
+        let mut flows = Vec::new();
+        let mut alive = HashSet::new();
+        for number in &clients {
+            let mut connection = Connection::new(&rig, *number);
+            if !connection.try_open() {
+                break;
+            }
+            assert!(alive.insert(connection.port()), "{:?}", connection.path());
+            flows.push(connection);
+        }
+        println!("{} of {} ports in use", flows.len(), every.len());
+        assert!(flows.len() * 100 >= every.len() * 95);
+        assert!(alive.is_subset(&every));
+        in_use += flows.len() as u64;
 
-    // Closed in a random order, the ports come back in that order.
-    random.shuffle(&mut flows);
-    flows.iter_mut().for_each(Connection::close);
-    let closed: Vec<u16> = flows.iter().map(Connection::port).collect();
-    let opened: Vec<u16> = clients
-        .iter()
-        .map(|number| {
-            let mut connection = Connection::new(&rig, number + 1);
+        // Each is found, wherever it is.
+        random.shuffle(&mut flows);
+        for connection in &mut flows {
+            connection.forward(PSH | ACK);
+            connection.reply(PSH | ACK);
+            connection.close();
+        }
+        let counters = rig.counters();
+        let begun: u64 = counters.backends.iter().map(|b| b.flows_begun).sum();
+        let ended: u64 = counters.backends.iter().map(|b| b.flows_ended).sum();
+        assert_eq!((begun, ended), (in_use, in_use), "after round {round}");
+    }
+}
+
+/// Of the slots that are one group: 2000 is a multiple of their number.
+#[test]
+fn a_port_rests_until_the_others_that_are_free_were_used() {
+    if !root_or_skip("a_port_rests_until_the_others_that_are_free_were_used") {
+        return;
+    }
+    let rig = few_ports(1999 + abi::GROUP_SLOTS as u16);
+    let mut random = Random(3);
+    let mut alive: Vec<Connection> = Vec::new();
+    // Those that came free, with the ports that were free beside them.
+    let mut resting: HashMap<u16, HashSet<u16>> = HashMap::new();
+    let every = || (2000..).take(abi::GROUP_SLOTS);
+    let mut used_again = 0;
+    for number in 0..2000 {
+        if random.below(abi::GROUP_SLOTS) < alive.len() {
+            let mut connection = alive.swap_remove(random.below(alive.len()));
+            connection.close();
+            let port = connection.port();
+            let is_alive = |other: &u16| alive.iter().any(|flow| flow.port() == *other);
+            let free = every().filter(|other| *other != port && !is_alive(other));
+            // Those that rest already may go on to rest.
+            let free = free.filter(|other| !resting.contains_key(other));
+            resting.insert(port, free.collect());
+        } else {
+            let mut connection = Connection::new(&rig, number);
             connection.open();
-            connection.port()
-        })
-        .collect();
-    assert_eq!(opened, closed, "first in, first out");
-    assert_eq!(rig.counter(EXHAUSTED), 1);
-
-    let counters = rig.counters();
-    let begun: u64 = counters.backends.iter().map(|b| b.flows_begun).sum();
-    let ended: u64 = counters.backends.iter().map(|b| b.flows_ended).sum();
-    assert_eq!(begun, 2 * ports.count() as u64);
-    assert_eq!(ended, ports.count() as u64);
+            let port = connection.port();
+            if let Some(others) = resting.remove(&port) {
+                used_again += 1;
+                assert!(others.is_empty(), "{port} before {others:?}");
+            }
+            for others in resting.values_mut() {
+                others.remove(&port);
+            }
+            alive.push(connection);
+        }
+    }
+    assert!(used_again > 500, "{used_again} ports were used again");
 }
 
 #[test]
@@ -178,7 +212,8 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
                 alive.push(connection);
                 begun += 1;
             } else {
-                assert_eq!(alive.len() as u32, few, "refused while a port was free");
+                let share = alive.len() * 100 / few as usize;
+                assert!(share >= 95, "refused with {share} % of the ports in use");
                 refused += 1;
             }
         }

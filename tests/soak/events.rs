@@ -2,7 +2,6 @@
 //! What is done to the load balancer while it serves: servers are killed and come
 //! back, backends are drained, the file changes, the daemon is killed.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -21,11 +20,17 @@ const PAUSE_MS: (usize, usize) = (300, 1500);
 const AWAY_MS: (usize, usize) = (1500, 5000);
 /// How long no daemon runs, in milliseconds.
 const DEAD_MS: (usize, usize) = (0, 1000);
+const CHECK_INTERVAL: Duration = Duration::from_millis(400);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(400);
+const FALL: u32 = 2;
 /// The program stays when the daemon ends, until `stop`.
 const PERSISTENT: &str = "--persist";
-/// Nobody checks the backends yet: a dead server gets connections until it is back.
+/// What a busy machine may add.
+const SLACK: Duration = Duration::from_millis(600);
+
+/// A server that is dead is known to be, and gets no new connection, after so long.
 pub fn detection() -> Duration {
-    Duration::from_millis(AWAY_MS.1 as u64)
+    FALL * CHECK_INTERVAL + CHECK_TIMEOUT + SLACK
 }
 
 pub struct Events<'a> {
@@ -36,7 +41,9 @@ pub struct Events<'a> {
     file: String,
     /// The backend whose server is dead, and when it comes back.
     dead: Option<(&'static str, Instant)>,
-    pub counts: BTreeMap<&'static str, usize>,
+    drained: Option<(&'static str, Instant)>,
+    /// What was begun when.
+    pub all: Vec<(Instant, &'static str)>,
     /// From the start of a daemon to "ready".
     pub slowest_start: Duration,
     /// After each reload of the daemon that runs.
@@ -54,7 +61,8 @@ impl<'a> Events<'a> {
             balancer: None,
             file: String::new(),
             dead: None,
-            counts: BTreeMap::new(),
+            drained: None,
+            all: Vec::new(),
             slowest_start: Duration::ZERO,
             memory: Vec::new(),
             alone: true,
@@ -71,6 +79,7 @@ impl<'a> Events<'a> {
             self.come_back(false);
             match self.random.below(if kills { 9 } else { 6 }) {
                 0 | 1 if self.dead.is_none() => self.kill_server(),
+                2 if self.drained.is_none() => self.drain(),
                 6 => self.kill_daemon(),
                 7 => self.restart(),
                 8 => self.take_over(),
@@ -91,12 +100,20 @@ impl<'a> Events<'a> {
         assert_eq!(self.balancer().wait().code(), Some(0));
     }
 
+    /// Of the daemon that runs.
+    pub fn log(&self) -> String {
+        self.balancer
+            .as_ref()
+            .map(Balancer::log)
+            .unwrap_or_default()
+    }
+
     fn balancer(&mut self) -> Balancer<'a> {
         self.balancer.take().expect("a daemon runs")
     }
 
     fn count(&mut self, event: &'static str) {
-        *self.counts.entry(event).or_default() += 1;
+        self.all.push((Instant::now(), event));
     }
 
     fn pause(&mut self, (from, to): (usize, usize)) {
@@ -170,6 +187,14 @@ impl<'a> Events<'a> {
         self.dead = Some((host, until));
     }
 
+    fn drain(&mut self) {
+        self.count("drains");
+        let (host, until) = self.pick();
+        let address = address(host);
+        self.lab.at("lb", &format!("{BINARY} drain {address}:80"));
+        self.drained = Some((host, until));
+    }
+
     /// Who was away for long enough comes back.
     fn come_back(&mut self, all: bool) {
         let is_over = |until: &Instant| all || *until <= Instant::now();
@@ -182,6 +207,10 @@ impl<'a> Events<'a> {
             let mut ledger = self.traffic.ledger();
             let outage = ledger.outages.last_mut().expect("it was pushed");
             outage.span.until = Some(Instant::now());
+        }
+        if let Some((host, _)) = self.drained.take_if(|(_, until)| is_over(until)) {
+            let address = address(host);
+            self.lab.at("lb", &format!("{BINARY} undrain {address}:80"));
         }
     }
 
@@ -206,11 +235,15 @@ impl<'a> Events<'a> {
         if !self.alone {
             let backend = address(hosts[0]);
             text += &format!(
-                "[[service]]\nlisten = \"{LB}:8000-8099\"\n\
+                "[[service]]\nlisten = \"{LB}:900-999\"\nhealth = {{ type = \"none\" }}\n\
                  [[service.backend]]\naddress = \"{backend}\"\n"
             );
         }
-        text += &format!("[[service]]\nlisten = \"{LB}:80\"\n");
+        let (interval, timeout) = (CHECK_INTERVAL.as_millis(), CHECK_TIMEOUT.as_millis());
+        text += &format!(
+            "[[service]]\nlisten = \"{LB}:80\"\nhealth = {{ type = \"http\", interval = \
+             \"{interval}ms\", timeout = \"{timeout}ms\", rise = 1, fall = {FALL} }}\n"
+        );
         for host in hosts {
             let weight = 1 + self.random.below(4);
             let address = address(host);

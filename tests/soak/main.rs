@@ -107,12 +107,23 @@ fn soak(time: Duration, seed: u64) -> Vec<String> {
     faults.extend(connections(&ledger, &traffic, began));
     faults.extend(Books::read(&lab).faults(&before));
     lab.checksums_were_right(&["client", "http1", "http2", "http3"]);
-    let counts = events.counts.iter();
+    let mut counts = BTreeMap::<_, usize>::new();
+    for (_, event) in &events.all {
+        *counts.entry(*event).or_default() += 1;
+    }
+    let counts = counts.iter();
     let counts: Vec<String> = counts
         .map(|(event, count)| format!("{count} {event}"))
         .collect();
     println!("  events     {}", counts.join(", "));
     println!("  starts     ready within {:.0?}", events.slowest_start);
+    if !faults.is_empty() {
+        for (moment, event) in &events.all {
+            let at = moment.saturating_duration_since(began).as_secs_f32();
+            println!("  at {at:6.2} s  {event}");
+        }
+        println!("--- the load balancer's log\n{}---", events.log());
+    }
     drop(ledger);
     events.end();
     assert_eq!(lab.attached(), None);
