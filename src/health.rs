@@ -130,10 +130,9 @@ impl Checks {
     /// this one alone end when it is dropped.
     pub fn followed_by(&self, plan: Plan, known: impl Fn(&Target) -> Health) -> Checks {
         let watches = plan.0.into_iter().map(|(target, (check, probe))| {
-            let same = self
-                .watches
-                .get(&target)
-                .filter(|watch| watch.check == check);
+            // Authorities may be others than when they were read.
+            let same = self.watches.get(&target);
+            let same = same.filter(|watch| watch.check == check && !check.reads_authorities());
             let watch = same.cloned().unwrap_or_else(|| {
                 let health = known(&target);
                 Arc::new(self.watch(check, probe, health))

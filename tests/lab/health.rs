@@ -263,6 +263,12 @@ fn http_and_https_go_by_status_and_certificate() {
     );
     turn(&lab, "http1", true);
     balancer.until("200", |s| states(s).concat() == "uudduuuuuddddd");
+    // A reload reads the authorities again.
+    fs::copy(lab.path("/run/both.pem"), lab.path("/run/http1.pem")).unwrap();
+    lab.at("lb", &format!("{BINARY} reload"));
+    balancer.until("both are trusted", |s| {
+        states(s).concat() == "uudduuuuuudddd"
+    });
     balancer.end();
 
     let missing = services(&[(80, "health = { type = 'https', ca = '/run/none.pem' }")]);
