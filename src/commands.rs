@@ -57,7 +57,7 @@ pub fn reload(interface: Option<&str>) -> Result<String> {
 /// or ends that. Returns what was done, by line.
 ///
 /// # Errors
-/// There is no such backend on one of them. Or nothing runs there.
+/// There is no such backend on any of them. Or nothing runs there.
 pub fn drain(
     interface: Option<&str>,
     backend: &str,
@@ -65,6 +65,7 @@ pub fn drain(
     drains: bool,
 ) -> Result<String> {
     let mut done = String::new();
+    let mut refused = None;
     for name in interfaces(interface)? {
         let request = Request::Drain {
             backend: backend.into(),
@@ -73,12 +74,15 @@ pub fn drain(
         };
         match control::ask(&name, request)? {
             Some(Response::Done(lines)) => done += &lines,
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
+            Some(Response::Error(error)) => {
+                refused = Some(format!("the daemon on {name}: {error}"))
+            }
             Some(_) | None => {}
         }
     }
+    // One that has it is enough.
     if done.is_empty() {
-        bail!("{}", nothing_runs(interface));
+        bail!("{}", refused.unwrap_or_else(|| nothing_runs(interface)));
     }
     Ok(done)
 }

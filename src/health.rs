@@ -79,6 +79,8 @@ struct Common {
     unknown: AtomicUsize,
     /// One for each check that may be under way.
     places: Semaphore,
+    /// How often this host's link went down or came up again: odd, it is down.
+    link: AtomicUsize,
 }
 
 /// A backend that is asked for as long as this lives.
@@ -115,6 +117,7 @@ impl Checks {
             news: Notify::new(),
             unknown: AtomicUsize::new(0),
             places: Semaphore::new((places as usize).min(Semaphore::MAX_PERMITS)),
+            link: AtomicUsize::new(0),
         };
         let none = Checks {
             common: Arc::new(common),
@@ -127,10 +130,9 @@ impl Checks {
     /// this one alone end when it is dropped.
     pub fn followed_by(&self, plan: Plan, known: impl Fn(&Target) -> Health) -> Checks {
         let watches = plan.0.into_iter().map(|(target, (check, probe))| {
-            let same = self
-                .watches
-                .get(&target)
-                .filter(|watch| watch.check == check);
+            // Authorities may be others than when they were read.
+            let same = self.watches.get(&target);
+            let same = same.filter(|watch| watch.check == check && !check.reads_authorities());
             let watch = same.cloned().unwrap_or_else(|| {
                 let health = known(&target);
                 Arc::new(self.watch(check, probe, health))
@@ -161,6 +163,15 @@ impl Checks {
             check,
             report,
             task: task.abort_handle(),
+        }
+    }
+
+    /// Notes whether this host's link works: while it does not, no failure says anything
+    /// of a backend.
+    pub fn note_link(&self, works: bool) {
+        let is_down = self.common.link.load(Ordering::Relaxed) % 2 == 1;
+        if works == is_down {
+            self.common.link.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -229,9 +240,13 @@ async fn ask(common: Arc<Common>, check: Check, probe: Arc<Probe>, report: Arc<M
         let Ok(place) = common.places.acquire().await else {
             return;
         };
+        let link = common.link.load(Ordering::Relaxed);
         // Only as large as that while it is under way.
-        let failure = Box::pin(probe.ask(check.timeout)).await.err();
+        let mut failure = Box::pin(probe.ask(check.timeout)).await.err();
         drop(place);
+        if link % 2 == 1 || link != common.link.load(Ordering::Relaxed) {
+            failure = failure.map(|_| Failure::Here("the link is down".into()));
+        }
         // What keeps this host from asking says nothing of the backend.
         let here = matches!(failure, Some(Failure::Here(_)));
         let changed = !here && tally.add(failure.is_none());

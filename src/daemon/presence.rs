@@ -11,7 +11,6 @@ use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, 
 use super::{Daemon, SETTLE_DEADLINE};
 use crate::attach::Look;
 use crate::datapath;
-use crate::health::{Checks, Plan};
 use crate::neighbour::{self, Neighbours};
 use crate::vlan::Trunk;
 
@@ -86,7 +85,6 @@ impl Daemon {
             interface.name,
             self.program_id
         );
-        self.check_anew()?;
         self.apply(|_| ())
     }
 
@@ -132,15 +130,6 @@ impl Daemon {
         self.program_id = datapath.program_id()?;
         (self.datapath, self.tables, self.stranded) = (datapath, tables, false);
         self.apply(|_| ())
-    }
-
-    /// While the link was down every check failed, which tells nothing of the backends.
-    pub(super) fn check_anew(&mut self) -> Result<()> {
-        let known = self.tables.health();
-        self.checks = Checks::begin(Plan::new(&self.config)?, |target| {
-            known.get(target).copied().unwrap_or_default()
-        });
-        Ok(())
     }
 
     /// Says what is wrong, once.

@@ -56,12 +56,9 @@ impl Daemon {
             }
         }
         let now_s = now_s()?;
-        // With the link down every check fails, and says nothing of the backends.
-        if self.interface.up && !self.absent {
-            let checks = &self.checks;
-            self.tables
-                .take_health(now_s, |target| checks.health(target));
-        }
+        let checks = &self.checks;
+        self.tables
+            .take_health(now_s, |target| checks.health(target));
         self.tables.drain(now_s);
 
         let after = self.standings();
@@ -137,11 +134,8 @@ impl Daemon {
                 interface.mtu
             );
         }
-        let is_up_again = interface.up && !self.interface.up;
         self.interface = interface;
-        if is_up_again {
-            self.check_anew()?;
-        }
+        self.checks.note_link(self.interface.up);
         for place in self.tables.set_held(&self.neighbours.held()) {
             self.datapath.write_address(&self.tables, place)?;
         }

@@ -59,6 +59,8 @@ impl Failure {
                 | Errno::ENOBUFS
                 | Errno::ENOMEM
                 | Errno::EADDRNOTAVAIL
+                | Errno::ENETDOWN
+                | Errno::ENETUNREACH
                 | Errno::EPERM
                 | Errno::EACCES,
             ) => Failure::Here(words),

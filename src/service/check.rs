@@ -26,6 +26,13 @@ pub struct Check {
     pub fall: u32,
 }
 
+impl Check {
+    /// Whether more belongs to it than stands here.
+    pub fn reads_authorities(&self) -> bool {
+        matches!(&self.kind, CheckKind::Https(_, trust) if *trust != Trust::Anyone)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
     /// It takes a connection.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::health::{balance, is, services};
 use super::lab;
+use super::switch::{balance, is, services};
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, refusal};
 
