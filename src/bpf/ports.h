@@ -208,37 +208,56 @@ __noinline int evict_oldest(__u32 index)
 	return 0;
 }
 
+/* So many slots has the group so many steps from home; -1: it is crowded. */
 __noinline int room_after(__u32 source, __u32 hash, __u32 steps)
 {
 	const struct group *group = group_at(group_after(source, hash, steps));
 
-	return group ? room_in(group) : 0;
+	if (!group)
+		return 0;
+	return is_crowded(group) ? -1 : count_bits(~group->used);
+}
+
+/* The steps to the first group with room that is not near; STEPS: there is none. */
+__noinline int far_room(__u32 source, __u32 hash)
+{
+	__u32 steps = NEAR_STEPS;
+
+	while (steps < STEPS && room_after(source, hash, steps) <= 0)
+		steps++;
+	return steps;
 }
 
 /*
  * Where there is room for a new flow if not in its home, nor one step further.
  * Returns the steps; STEPS: there is none. `pressed`: it was asked before, and had
- * none. Before it goes far, who is not confirmed makes room for who is not: so a
- * flood of them costs no long walks.
+ * none. Where most groups are crowded, which takes a flood, who is not confirmed
+ * makes room at once for who is not, and nobody goes far.
  */
 __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 {
-	__u32 steps;
+	__u32 steps = STEPS, crowded = 0;
 
-	for (steps = 0; steps < NEAR_STEPS; steps++) {
-		if (pressed && steps < HOME_STEPS)
-			expire_group(group_after(source, hash, steps));
-		if (room_after(source, hash, steps))
-			return steps;
+	for (__u32 near = 0; near < NEAR_STEPS; near++) {
+		int room;
+
+		if (pressed && near < HOME_STEPS)
+			expire_group(group_after(source, hash, near));
+		room = room_after(source, hash, near);
+		if (room > 0)
+			return near;
+		crowded += room < 0;
 	}
+	if (crowded < NEAR_STEPS / 2)
+		steps = far_room(source, hash);
+	if (steps < STEPS)
+		return steps;
 	for (__u32 near = 0; near < HOME_STEPS; near++) {
 		evict_oldest(group_after(source, hash, near));
-		if (room_after(source, hash, near))
+		if (room_after(source, hash, near) > 0)
 			return near;
 	}
-	while (steps < STEPS && !room_after(source, hash, steps))
-		steps++;
-	return steps;
+	return far_room(source, hash);
 }
 
 /* Where a new flow may have a slot of a source address; as make_room says it. */

@@ -157,9 +157,10 @@ static __always_inline __u16 tag_of(__u32 hash)
 }
 
 /*
- * Which of a group's tags are this one, four at a time (a branch for each of them
- * costs 4 ns more): bit 16 * i + 15 - word is of the tag i in this word. From the
- * upper bit of each 16, which no tag has, nothing is taken where two are alike.
+ * Which of a group's tags are this one, four at a time, without a branch: a loop over
+ * them is no faster, and has the verifier walk 98,000 instructions in place of
+ * 38,000. Bit 16 * i + 15 - word is of the tag i in this word. From the upper bit
+ * of each 16, which no tag has, nothing is taken where two are alike.
  */
 static __always_inline __u64 matches(const struct group *group, __u16 tag)
 {
@@ -217,8 +218,8 @@ __noinline int is_after(__u32 kind, __u32 source, __u32 steps)
 	return false;
 }
 
-/* Searches its home in a source address, and where flows went from there. */
-__noinline int is_in_source(__u32 kind, __u32 source)
+/* Searches so many steps from its home in a source address, and further on. */
+__noinline int is_in_source(__u32 kind, __u32 source, __u32 steps)
 {
 	const struct packet *packet = packet_of(kind);
 	const struct group *home;
@@ -230,13 +231,13 @@ __noinline int is_in_source(__u32 kind, __u32 source)
 	if (!home)
 		return false;
 	reach = home->reach & ~SPILLED;
-	for (__u32 steps = 0; steps < STEPS && steps <= reach; steps++)
+	for (; steps < STEPS && steps <= reach; steps++)
 		if (is_after(kind, source, steps))
 			return true;
 	return false;
 }
 
-/* A flow that is not what the first match at its home led to. */
+/* A flow that is not at home. */
 __noinline int is_elsewhere(__u32 kind)
 {
 	struct packet *packet = packet_of(kind);
@@ -247,12 +248,12 @@ __noinline int is_elsewhere(__u32 kind)
 	home = group_at(packet->home);
 	if (!home)
 		return false;
-	if (is_in_source(kind, nth_source(packet, 0)))
+	if (is_in_source(kind, nth_source(packet, 0), 1))
 		return true;
 	if (!(home->reach & SPILLED))
 		return false;
 	for (__u32 nth = 1; nth < SOURCES && nth < source_count(packet); nth++)
-		if (is_in_source(kind, nth_source(packet, nth)))
+		if (is_in_source(kind, nth_source(packet, nth), 0))
 			return true;
 	return false;
 }
@@ -261,8 +262,10 @@ __noinline int is_elsewhere(__u32 kind)
 static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 							enum packet_kind kind)
 {
-	__u32 index = group_after(nth_source(packet, 0), packet->hash, 0);
+	__u32 source = nth_source(packet, 0);
+	__u32 index = group_after(source, packet->hash, 0);
 	const struct group *home = group_at(index);
+	struct flow *flow;
 	__u64 found;
 
 	if (!home)
@@ -271,14 +274,15 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 	packet->insertions = *(const volatile __u8 *)&home->insertions;
 	found = matches(home, tag_of(packet->hash));
 	if (found) {
-		struct flow *flow;
-
 		packet->slot = slot_of(found, index);
 		flow = flow_at(packet->slot);
 		if (flow && is_flow_of_client(flow, packet))
 			return flow;
+		/* Another one has the same tag, once in 1600 times. */
+		if (found & (found - 1) && is_after(kind, source, 0))
+			return flow_at(packet->slot);
 	}
-	if (!(found & (found - 1)) && !*(const volatile __u8 *)&home->reach)
+	if (!*(const volatile __u8 *)&home->reach)
 		return NULL;
 	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;
 }

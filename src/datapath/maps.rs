@@ -10,7 +10,7 @@ use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use super::map::Map;
 use crate::abi::{self, types};
 use crate::stats::{BackendCounters, Counters};
-use crate::tables::{Notes, Tables};
+use crate::tables::{Notes, Tables, Tenure};
 
 /// The kernel cuts names to so many characters.
 const NAME_CHARACTERS: usize = 15;
@@ -141,16 +141,20 @@ impl Maps {
         self.named("backends")?.put(index as u32, &entry)
     }
 
-    /// Writes the look-up table of service `index`.
+    /// Writes the look-up table of service `index`. One that is not configured any more
+    /// gets no new flows, and its place may be another one's by now.
     pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
-        let mut bytes: Vec<u8> = tables
-            .maglev(index)
-            .iter()
-            .flat_map(|entry| entry.to_ne_bytes())
-            .collect();
-        bytes.resize(size_of::<types::maglev>(), 0);
-        let place = tables.services[index].entry.maglev;
-        self.named("maglevs")?.update(place, &bytes)?;
+        let service = &tables.services[index];
+        if service.tenure == Tenure::Configured {
+            let mut bytes: Vec<u8> = tables
+                .maglev(index)
+                .iter()
+                .flat_map(|entry| entry.to_ne_bytes())
+                .collect();
+            bytes.resize(size_of::<types::maglev>(), 0);
+            self.named("maglevs")?
+                .update(service.entry.maglev, &bytes)?;
+        }
         self.write_service(tables, index)
     }
 

@@ -172,3 +172,60 @@ fn a_file_with_an_error_changes_nothing_and_says_why() {
     let error = refusal(&lab.proxy("reload"), 1);
     assert!(error.contains("no xdp-proxy runs"), "{error}");
 }
+
+/// What a service leaves behind is nobody's to write to: its look-up table may be another's.
+#[test]
+fn new_connections_are_served_throughout_after_a_service_has_gone() {
+    let test = "new_connections_are_served_throughout_after_a_service_has_gone";
+    if !root_or_skip(test) {
+        return;
+    }
+    let lab = Lab::start();
+    let web = |weight: usize| service("80", &[HTTP1, HTTP2]) + &format!("weight = {weight}\n");
+    let file = lab.write("web.toml", &(service("81", &[HTTP1]) + &web(1)));
+    let mut old = lab.balance(&format!("-c {file}"));
+    // The first service goes; the next table of the other one is where its own was.
+    for weight in [1, 2] {
+        lab.write("web.toml", &web(weight));
+        reload(&lab);
+    }
+    let ended = AtomicBool::new(false);
+    let connections = AtomicUsize::new(0);
+    let last = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            lab.within("client", || {
+                while !ended.load(Ordering::Relaxed) {
+                    let stream = std::net::TcpStream::connect((LB, 80)).unwrap();
+                    // No port waits for what may still come.
+                    nix::sys::socket::setsockopt(
+                        &stream,
+                        nix::sys::socket::sockopt::Linger,
+                        &nix::libc::linger {
+                            l_onoff: 1,
+                            l_linger: 0,
+                        },
+                    )
+                    .unwrap();
+                    connections.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        for weight in [3, 2, 3, 2] {
+            lab.write("web.toml", &web(weight));
+            reload(&lab);
+            let next = lab.balance(&format!("--take-over -c {file}"));
+            assert_eq!(old.wait().code(), Some(0));
+            old = next;
+            assert!(!client.is_finished());
+        }
+        ended.store(true, Ordering::Relaxed);
+        old
+    });
+    let status = lab.status();
+    assert_eq!(
+        status["packets"]["sent"]["refused_no_backend"], 0,
+        "{status:#}"
+    );
+    println!("{} connections", connections.load(Ordering::Relaxed));
+    last.end();
+}

@@ -67,6 +67,12 @@ impl Books {
             grew(&packets("received")),
             grew(&packets("dropped")),
         );
+        let sent = self.status["packets"]["sent"].as_object().unwrap().iter();
+        let sent = sent.filter(|(_, count)| **count != 0);
+        let sent: Vec<String> = sent
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        println!("  sent       {}", sent.join(", "));
         [
             (
                 "received",

@@ -17,16 +17,17 @@ use crate::traffic::Traffic;
 /// Pauses between two events, in milliseconds.
 const PAUSE_MS: (usize, usize) = (300, 1500);
 /// How long a server is dead, and a backend drained, in milliseconds.
-const AWAY_MS: (usize, usize) = (1500, 5000);
+const AWAY_MS: (usize, usize) = (2000, 8000);
 /// How long no daemon runs, in milliseconds.
 const DEAD_MS: (usize, usize) = (0, 1000);
-const CHECK_INTERVAL: Duration = Duration::from_millis(400);
-const CHECK_TIMEOUT: Duration = Duration::from_millis(400);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Long, as a busy machine lets servers wait.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const FALL: u32 = 2;
 /// The program stays when the daemon ends, until `stop`.
 const PERSISTENT: &str = "--persist";
 /// What a busy machine may add.
-const SLACK: Duration = Duration::from_millis(600);
+const SLACK: Duration = Duration::from_secs(1);
 
 /// A server that is dead is known to be, and gets no new connection, after so long.
 pub fn detection() -> Duration {
