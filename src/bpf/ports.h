@@ -9,7 +9,7 @@
  *
  * A flow takes its slot in its home or in the group one step further, whichever
  * has more room; where neither has any, in the first one after them that has. By
- * that more than 96 % of the slots are taken before the first flow finds none.
+ * that more than 97 % of the slots are taken before the first flow finds none.
  */
 #ifndef __XDP_PROXY_PORTS_H__
 #define __XDP_PROXY_PORTS_H__
