@@ -5,7 +5,7 @@
  * A slot is in use or free, as its group says. A flow that is closing has given
  * its slot back (`retired`), yet its record serves late packets until the slot is
  * taken again. All of this changes under the group's lock, and so does the step
- * from unconfirmed to established; a new flow takes no other lock.
+ * from unconfirmed to established; a new flow at home takes no other lock.
  *
  * A flow takes its slot in its home or in the group one step further, whichever
  * has more room; where neither has any, in the first one after them that has. By
