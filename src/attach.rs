@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Keep, Maps, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
@@ -26,6 +26,16 @@ pub struct Attachment {
     hook: Hook,
     pins: Pins,
     stays: bool,
+}
+
+/// What is where the program should be.
+pub enum Look {
+    Ours,
+    Nothing,
+    /// Another program, which is named and not ours to replace.
+    Other(String),
+    /// The interface is not there any more.
+    Gone,
 }
 
 struct Held {
@@ -92,11 +102,34 @@ impl Attachment {
         datapath::attach_fd(index, found.program(), found.hook)
     }
 
-    /// Whether the interface still has the program.
-    pub fn holds(&self) -> Result<bool> {
+    /// What is where the program should be.
+    pub fn look(&self) -> Look {
         let id = self.program.as_ref().map(|program| program.id);
-        let now = datapath::attached(self.interface.index)?;
-        Ok(now.map(|now| now.id) == id)
+        match datapath::attached(self.interface.index) {
+            Ok(Some(now)) if Some(now.id) == id => Look::Ours,
+            Ok(Some(other)) => Look::Other(foreign(&self.interface, &other)),
+            Ok(None) => Look::Nothing,
+            Err(_) => Look::Gone,
+        }
+    }
+
+    /// Puts the program where nothing is.
+    pub fn attach_again(&mut self, datapath: &Datapath) -> Result<()> {
+        let program = Held::of(datapath)?;
+        self.pins.add(datapath);
+        datapath.attach(self.interface.index, self.hook)?;
+        self.program = Some(program);
+        Ok(())
+    }
+
+    /// Goes with the program to another interface, as the one it was on is gone.
+    pub fn move_to(&mut self, interface: &Interface, datapath: &Datapath) -> Result<()> {
+        if let Some(there) = datapath::attached(interface.index)? {
+            bail!("{}", foreign(interface, &there));
+        }
+        self.pins.keep(None);
+        (self.interface, self.pins) = (interface.clone(), Pins::of(interface.index)?);
+        self.attach_again(datapath)
     }
 
     /// Detaches, unless somebody else already did.
@@ -165,13 +198,14 @@ pub async fn load_and_attach(
             tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
-        let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
-            datapath.write_interface(interface.mac, interface.mtu)?;
-            pins.add(&datapath);
-            put_on(&datapath, interface, *hook, found)
-                .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
-            Ok(datapath)
-        });
+        let attempt =
+            Datapath::load_after(old, tables, &settings, Keep::Flows).and_then(|mut datapath| {
+                datapath.write_interface(interface.mac, interface.mtu)?;
+                pins.add(&datapath);
+                put_on(&datapath, interface, *hook, found)
+                    .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
+                Ok(datapath)
+            });
         match attempt {
             Ok(datapath) => {
                 let attachment = Attachment {

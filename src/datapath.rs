@@ -53,6 +53,13 @@ pub struct Settings {
     pub offload_to: Option<u32>,
 }
 
+/// What goes on from one datapath to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    Flows,
+    Counts,
+}
+
 /// The program and its maps in the kernel; gone when dropped, unless attached.
 pub struct Datapath {
     skeleton: abi::XdpProxySkel<'static>,
@@ -75,7 +82,7 @@ impl Datapath {
     /// # Errors
     /// The kernel's reason: no privilege, no memory, or the verifier's word.
     pub fn load(tables: &Tables, settings: &Settings) -> Result<Datapath> {
-        Datapath::load_after(None, tables, settings)
+        Datapath::load_after(None, tables, settings, Keep::Flows)
     }
 
     /// The same with the flows of another datapath, whose indexes the tables keep
@@ -87,6 +94,7 @@ impl Datapath {
         old: Option<&Maps>,
         tables: &Tables,
         settings: &Settings,
+        keep: Keep,
     ) -> Result<Datapath> {
         keep_libbpf_quiet();
         raise_memlock_limit();
@@ -155,7 +163,7 @@ impl Datapath {
             .context("sizing the map of notes")?;
         if let Some(old) = old {
             old.check_layout(layout)?;
-            hand_over(old, &mut open, tables)?;
+            hand_over(old, &mut open, tables, keep)?;
         }
         if let Some(interface) = settings.offload_to {
             open.progs.xdp_proxy.set_ifindex(interface);
@@ -177,10 +185,12 @@ impl Datapath {
         if settings.offload_to.is_none() {
             datapath.bind(datapath.program().as_fd(), &["earlier", "notes"])?;
         }
-        if old.is_none() {
+        if old.is_none() || keep == Keep::Counts {
             datapath.fill_ports(tables).context("filling the ports")?;
         }
-        datapath.fill(tables, old).context("filling the maps")?;
+        datapath
+            .fill(tables, old, keep)
+            .context("filling the maps")?;
         Ok(datapath)
     }
 
@@ -199,7 +209,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn fill(&self, tables: &Tables, old: Option<&Maps>) -> Result<()> {
+    fn fill(&self, tables: &Tables, old: Option<&Maps>, keep: Keep) -> Result<()> {
         for (name, addresses) in [("vips", &tables.vips), ("sources", &tables.sources)] {
             for (address, index) in addresses.iter().zip(0..) {
                 let entry = types::ip_address {
@@ -223,7 +233,7 @@ impl Datapath {
                 self.clear_counters(*index)?;
             }
         }
-        if let Some(old) = old.filter(|_| tables.counts_loads)
+        if let Some(old) = old.filter(|_| tables.counts_loads && keep == Keep::Flows)
             && !(old.notes()?.counts_loads && shared("loads").is_some())
         {
             self.fill_loads(old)?;
@@ -281,7 +291,15 @@ impl Datapath {
             handles_vlan,
             ..self.settings
         };
-        Datapath::load_after(Some(&self.maps), tables, &settings)
+        Datapath::load_after(Some(&self.maps), tables, &settings, Keep::Flows)
+    }
+
+    /// The same without the flows, so that there may be other source addresses.
+    ///
+    /// # Errors
+    /// As of [`Datapath::load`].
+    pub fn begun_anew(&self, tables: &Tables) -> Result<Datapath> {
+        Datapath::load_after(Some(&self.maps), tables, &self.settings, Keep::Counts)
     }
 
     /// What detaches the program: opening it by its id would take CAP_SYS_ADMIN.
@@ -325,7 +343,19 @@ impl Datapath {
 
 /// Lets the maps that flows live in be the old ones, and those with counters and
 /// look-up tables where they have room.
-fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) -> Result<()> {
+fn hand_over(
+    old: &Maps,
+    open: &mut abi::OpenXdpProxySkel<'_>,
+    tables: &Tables,
+    keep: Keep,
+) -> Result<()> {
+    if keep == Keep::Counts {
+        let outcomes = &mut open.maps.outcome_counters;
+        let old = old.named("outcome_counters")?;
+        return outcomes
+            .reuse_fd(old.as_fd())
+            .context("handing over the counters");
+    }
     ensure!(
         tables.source_ports.len() == old.sources()?,
         "flows come from {} source addresses now and would from {}, which can't be changed \

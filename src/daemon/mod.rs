@@ -3,6 +3,7 @@
 //! it is told to end.
 
 mod drain;
+mod presence;
 mod reload;
 mod report;
 mod routes;
@@ -12,12 +13,14 @@ mod update;
 pub use start::{Manner, run};
 pub use update::now_s;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::attach::Attachment;
+use crate::attach::{Attachment, Look};
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::Datapath;
@@ -75,6 +78,14 @@ struct Daemon {
     trunk: Trunk,
     neighbours: Neighbours,
     checks: Checks,
+    /// The interface is gone.
+    absent: bool,
+    /// The host has none of the flows' sources any more.
+    stranded: bool,
+    /// Sources that the routes name no more, but that the host still has.
+    kept_sources: BTreeSet<IpAddr>,
+    /// What keeps the program from its place, as it was told.
+    trouble: Option<String>,
 }
 
 impl Daemon {
@@ -87,8 +98,14 @@ impl Daemon {
                 _ = signals.interrupt.recv() => return Ok(End::Signal),
                 _ = signals.terminate.recv() => return Ok(End::Signal),
                 _ = signals.hangup.recv() => drop(self.reload().await),
-                changed = self.neighbours.changed() => {
-                    changed.with_context(|| format!("serving on {}", self.interface.name))?;
+                changed = self.neighbours.changed(), if !self.absent => {
+                    match changed {
+                        Ok(()) => {
+                            self.look_after().await?;
+                            self.look_at_sources().await?;
+                        }
+                        Err(error) => self.leave(&error.to_string()),
+                    }
                     self.apply(|_| ())?;
                 }
                 () = self.checks.changed() => self.apply(|_| ())?,
@@ -127,14 +144,8 @@ impl Daemon {
                 },
                 () = watchdog.due() => manager::alive(),
                 _ = sweep.tick() => {
-                    if !self.attachment.holds()? {
-                        bail!(
-                            "somebody detached the program (id {}) from {}: nothing is balanced \
-                             any more; start again",
-                            self.program_id,
-                            self.interface.name
-                        );
-                    }
+                    self.look_after().await?;
+                    self.move_sources().await?;
                     if self.tables.drain_is_due(now_s()?) {
                         self.apply(|_| ())?;
                     }
@@ -152,7 +163,7 @@ impl Daemon {
         descriptors.extend(self.datapath.descriptors()?);
         // Meanwhile nobody else writes to the maps.
         let _ = tokio::time::timeout(HAND_OVER_DEADLINE, caller.hand_over(descriptors)).await;
-        if !self.attachment.holds()? {
+        if let Look::Other(_) = self.attachment.look() {
             return Ok(true);
         }
         tracing::warn!("{}: it did not, and this one goes on", self.interface.name);

@@ -2,6 +2,7 @@
 //! From nothing, from what a dead daemon left, or from what a running one hands
 //! over, to the program attached; and the end.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
@@ -97,6 +98,10 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         neighbours,
         checks,
         attachment,
+        absent: false,
+        stranded: false,
+        kept_sources: BTreeSet::new(),
+        trouble: None,
     };
     if let Err(error) = daemon.get_ready().await {
         if let Some(found) = &found {

@@ -3,6 +3,7 @@
 //! tells of each change.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -10,9 +11,9 @@ use nix::time::{ClockId, clock_gettime};
 use super::Daemon;
 use super::routes::path_of;
 use crate::manager;
-use crate::neighbour::DisplayMac;
+use crate::neighbour::{self, DisplayMac};
 use crate::service::Health;
-use crate::tables::{Condition, Path, Tables, Tenure};
+use crate::tables::{BackendTable, Condition, Path, Tables, Tenure};
 
 /// Seconds since boot: time that no clock that is set can change, and that a later
 /// daemon counts on.
@@ -51,7 +52,7 @@ impl Daemon {
         for index in 0..self.tables.backends.len() {
             let table = &self.tables.backends[index];
             if table.tenure != Tenure::Vacant {
-                self.tables.backends[index].path = table.path_after(path_of(self.reach(table)));
+                self.tables.backends[index].path = self.path_now(table);
             }
         }
         let now_s = now_s()?;
@@ -80,6 +81,45 @@ impl Daemon {
             manager::status(&self.summary());
         }
         Ok(())
+    }
+
+    /// The path to a backend by all that is known. Where the source that the routes name
+    /// has no ports, it is one that has some and that the host still has.
+    fn path_now(&self, table: &BackendTable) -> Path {
+        let mut path = table.path_after(path_of(self.reach(table)));
+        let Some(named) = path.source else {
+            return path;
+        };
+        if !self.tables.sources.contains(&named) {
+            let fits = |kept: &&IpAddr| kept.is_ipv4() == named.is_ipv4();
+            let before = table.path.source;
+            let before = before.filter(|source| self.kept_sources.contains(source));
+            let other = || self.kept_sources.iter().find(fits).copied();
+            path.source = before.or_else(other).or(path.source);
+        }
+        path
+    }
+
+    /// Looks which sources the host still has, where the routes name others.
+    pub(super) async fn look_at_sources(&mut self) -> Result<()> {
+        let mut kept = BTreeSet::new();
+        if self.sources_moved() {
+            for source in &self.tables.sources {
+                if neighbour::is_held(*source).await? {
+                    kept.insert(*source);
+                }
+            }
+        }
+        self.kept_sources = kept;
+        Ok(())
+    }
+
+    /// The routes name a source that has no ports.
+    pub(super) fn sources_moved(&self) -> bool {
+        let mut backends = self.tables.backends.iter();
+        let named = |table: &BackendTable| self.reach(table)?.source();
+        let moves = |source: IpAddr| !self.tables.sources.contains(&source);
+        backends.any(|table| table.source.is_none() && named(table).is_some_and(moves))
     }
 
     fn apply_interface(&mut self) -> Result<()> {

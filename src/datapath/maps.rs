@@ -191,17 +191,23 @@ impl Maps {
     }
 
     /// Goes on with the counts of the maps whose place these have taken, but for
-    /// backends whose indexes stood for others before.
+    /// backends whose indexes stood for others before. Flows that are not here have
+    /// ended.
     pub fn count_on(&self, old: &Maps, recycled: &[usize]) -> Result<()> {
         if self.share(old, "backend_counters") {
             return Ok(());
         }
+        let keeps_flows = self.share(old, "flows");
         let counters = old.counters(old.backends()?.min(self.backends()?))?;
-        for (counters, index) in counters.backends.into_iter().zip(1..) {
-            if !recycled.contains(&index) {
-                let counters = types::backend_counters::from(counters);
-                self.named("earlier")?.put(index as u32, &counters)?;
+        for (mut counters, index) in counters.backends.into_iter().zip(1..) {
+            if recycled.contains(&index) {
+                continue;
             }
+            if !keeps_flows {
+                counters.flows_ended = counters.flows_begun;
+            }
+            let counters = types::backend_counters::from(counters);
+            self.named("earlier")?.put(index as u32, &counters)?;
         }
         Ok(())
     }

@@ -135,6 +135,20 @@ impl Tables {
         Ok(tables)
     }
 
+    /// The same without source addresses: to be followed by tables with others.
+    pub fn without_sources(&self) -> Tables {
+        let mut backends = self.backends.clone();
+        for backend in &mut backends {
+            backend.path.source = None;
+        }
+        Tables {
+            vips: self.vips.clone(),
+            services: self.services.clone(),
+            backends,
+            ..Tables::default()
+        }
+    }
+
     /// The services that are configured, in the order of the configuration.
     pub fn configured(&self) -> Vec<&ServiceTable> {
         let services = self.services.iter();

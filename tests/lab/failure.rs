@@ -117,7 +117,7 @@ fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
     assert!(longest > Duration::from_millis(900) && longest < Duration::from_secs(2));
     assert!(hosts.iter().all(|(host, _)| host == "http2"));
     let reason = backend(&lab.status(), 0, 0)["reason"].clone();
-    assert_eq!(reason, "no answer within 100ms");
+    assert_eq!(reason, "no answer within 200ms");
     balancer.end();
 }
 

@@ -15,6 +15,7 @@ mod drain;
 mod echo;
 mod errors;
 mod failure;
+mod faults;
 mod flood;
 mod flows;
 mod fragments;

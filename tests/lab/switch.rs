@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::common::lab::{Balancer, HTTP1, HTTP2, LB, Lab};
 
 /// How often backends are checked here.
-pub const OFTEN: &str = "interval = '100ms', timeout = '100ms', rise = 2, fall = 2";
+pub const OFTEN: &str = "interval = '200ms', timeout = '200ms', rise = 2, fall = 3";
 
 /// Services on the ports given, each with its keys and with http1 and http2.
 pub fn services(services: &[(u16, &str)]) -> String {
