@@ -5,11 +5,11 @@
  * A slot is in use or free, as its group says. A flow that is closing has given
  * its slot back (`retired`), yet its record serves late packets until the slot is
  * taken again. All of this changes under the group's lock, and so does the step
- * from unconfirmed to established; a new flow takes no other lock.
+ * from unconfirmed to established; a new flow at home takes no other lock.
  *
  * A flow takes its slot in its home or in the group one step further, whichever
  * has more room; where neither has any, in the first one after them that has. By
- * that more than 96 % of the slots are taken before the first flow finds none.
+ * that more than 97 % of the slots are taken before the first flow finds none.
  */
 #ifndef __XDP_PROXY_PORTS_H__
 #define __XDP_PROXY_PORTS_H__

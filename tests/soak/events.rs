@@ -26,6 +26,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const FALL: u32 = 2;
 /// The program stays when the daemon ends, until `stop`.
 const PERSISTENT: &str = "--persist";
+/// After so many the allocator has all the room it wants.
+const WARM_RELOADS: usize = 30;
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_secs(1);
 
@@ -87,6 +89,14 @@ impl<'a> Events<'a> {
                 _ => self.reload(),
             }
         }
+    }
+
+    /// What the daemon holds is measured from here on: it has had its first reloads.
+    pub fn warm_up(&mut self) {
+        for _ in 0..WARM_RELOADS {
+            self.reload();
+        }
+        self.memory.clear();
     }
 
     /// Everything is as at the beginning again.

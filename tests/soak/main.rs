@@ -76,6 +76,7 @@ fn soak(time: Duration, seed: u64) -> Vec<String> {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             events.until(began + time / 2, true);
             // The same daemon from here on.
+            events.warm_up();
             events.until(began + time, false);
             events.settle();
         }));

@@ -5,8 +5,6 @@ use crate::common::lab::Lab;
 
 /// Growth of the resident memory, at most.
 const GROWTH_MAX: f64 = 0.01;
-/// The first few reloads warm it up.
-const WARM: usize = 3;
 
 #[derive(Clone, Copy)]
 pub struct Memory {
@@ -32,7 +30,6 @@ impl Memory {
 /// What is wrong with these of one daemon, in their order: the later half beside the
 /// earlier one.
 pub fn faults(all: &[Memory]) -> Vec<String> {
-    let all = &all[WARM.min(all.len())..];
     let (early, late) = all.split_at(all.len() / 2);
     if early.is_empty() {
         return vec!["too few reloads to tell whether memory grows".into()];
