@@ -6,112 +6,25 @@ mod condition;
 mod groups;
 mod listeners;
 mod notes;
+mod parts;
+mod records;
+mod size;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use crate::abi;
-use crate::maglev::{self, Member};
-use crate::service::{
-    Backend, Config, Listen, Policy, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service,
-};
+use crate::service::{Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service};
 pub use condition::Condition;
 pub use groups::groups;
 pub use listeners::Listeners;
 pub use notes::Notes;
-
-/// Whether an index stands for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tenure {
-    Configured,
-    /// No longer configured, but flows of it were left at the last reload.
-    Leaving,
-    /// The next that is configured may have the index.
-    Vacant,
-}
-
-/// A service as the datapath knows it.
-#[derive(Clone, Debug)]
-pub struct ServiceTable {
-    pub name: String,
-    pub listen: Listen,
-    pub scheduler: Scheduler,
-    pub policy: Policy,
-    pub tenure: Tenure,
-    /// Its place in the configuration.
-    pub number: usize,
-    pub entry: abi::service,
-    /// New flows go to backends that are down as well ([`Tables::conclude`]).
-    pub ignores_health: bool,
-    /// Its look-up table is not written yet.
-    pub fresh: bool,
-    /// The indexes of its backends that are configured.
-    pub backends: Vec<usize>,
-}
-
-/// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
-const FRAGMENT_BYTES: usize = 128;
-
-/// A backend as the datapath knows it.
-#[derive(Clone, Debug)]
-pub struct BackendTable {
-    /// The index of its service.
-    pub service: usize,
-    pub tenure: Tenure,
-    pub backend: Backend,
-    /// The source address that the configuration gives it, whatever the routes say.
-    pub source: Option<IpAddr>,
-    pub path: Path,
-    pub condition: Condition,
-}
-
-impl BackendTable {
-    /// The path after news of it.
-    pub fn path_after(&self, news: Path) -> Path {
-        let path = self.path.followed_by(news);
-        Path {
-            source: self.source.or(path.source),
-            ..path
-        }
-    }
-}
-
-/// How packets reach a backend, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Path {
-    /// The next hop's MAC: the last one known, for the flows that are there.
-    pub mac: Option<[u8; 6]>,
-    /// Tags of the VLAN it is in, as [`abi::vlan_tag`] makes them, outermost
-    /// first; 0: none.
-    pub tags: [u32; abi::VLAN_TAGS],
-    /// The address that packets to it come from.
-    pub source: Option<IpAddr>,
-    /// The next hop answers: new flows may go there.
-    pub alive: bool,
-}
-
-impl Path {
-    /// The path after news of it. What the news does not tell stays as it was:
-    /// a backend that stops answering keeps its MAC for the flows it has.
-    pub fn followed_by(self, news: Path) -> Path {
-        Path {
-            mac: news.mac.or(self.mac),
-            tags: if news.mac.is_some() {
-                news.tags
-            } else {
-                self.tags
-            },
-            source: news.source.or(self.source),
-            alive: news.alive,
-        }
-    }
-}
+pub use parts::{BackendTable, Path, ServiceTable, Tenure};
+pub use size::with_room;
 
 /// The contents of the maps. What an index stands for stays so while flows may
 /// have it; backends count from 1.
@@ -366,12 +279,6 @@ impl Tables {
         }
     }
 
-    /// How many look-up tables must fit.
-    pub fn maglevs(&self) -> usize {
-        let places = self.services.iter().map(|service| service.entry.maglev);
-        places.max().map_or(0, |last| last as usize + 1)
-    }
-
     /// The addresses that the service's flows come from.
     fn put_sources<'a>(
         &mut self,
@@ -415,132 +322,6 @@ impl Tables {
         Ok(())
     }
 
-    /// Where what is configured is found.
-    fn listen(&self) -> Result<Listeners> {
-        let configured = self.services.iter().enumerate();
-        let listens: Vec<_> = configured
-            .filter(|(_, service)| service.tenure == Tenure::Configured)
-            .map(|(index, service)| (service.listen, usize::from(service.entry.vip) - 1, index))
-            .collect();
-        Listeners::new(&listens)
-    }
-
-    /// The hash table over VIPs and source addresses.
-    fn place_addresses(&self) -> Result<Vec<abi::address>> {
-        let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
-        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
-        let served: HashSet<IpAddr> = self
-            .services
-            .iter()
-            .filter(in_use)
-            .map(|service| service.listen.vip)
-            .collect();
-        for (index, vip) in self
-            .vips
-            .iter()
-            .enumerate()
-            .filter(|(_, vip)| served.contains(vip))
-        {
-            roles.entry(*vip).or_default().0 = Some(index);
-        }
-        for (index, source) in self.sources.iter().enumerate() {
-            roles.entry(*source).or_default().1 = Some(index);
-        }
-        let entries: Vec<_> = roles
-            .into_iter()
-            .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
-            .collect();
-        listeners::place(&entries, abi::address_place)
-    }
-
-    /// Takes in which VIPs the host has: the datapath answers echo for the
-    /// others. Returns the places of `addresses` that are new.
-    pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
-        let mut changed = Vec::new();
-        for (place, entry) in self.addresses.iter_mut().enumerate() {
-            let vip = usize::from(entry.vip).checked_sub(1);
-            let answers = vip
-                .is_some_and(|vip| !held.contains(&self.vips[vip]))
-                .into();
-            if entry.answers_echo != answers {
-                entry.answers_echo = answers;
-                changed.push(place);
-            }
-        }
-        changed
-    }
-
-    /// The record of backend `index` (from 1).
-    pub fn backend_entry(&self, index: usize) -> abi::backend {
-        let table = &self.backends[index - 1];
-        let source = self
-            .sources
-            .iter()
-            .position(|source| Some(*source) == table.path.source);
-        let path = table
-            .path
-            .mac
-            .zip(source)
-            .map(|(mac, source)| (mac, table.path.tags, source));
-        let condition = &table.condition;
-        abi::backend {
-            ends_flows: self.ends_flows(index).into(),
-            health: abi::health_number(condition.health),
-            drained: condition.drained.into(),
-            health_since_s: condition.health_since_s,
-            draining_since_s: condition.draining_since_s,
-            ..abi::backend_entry(
-                table.backend.address.ip(),
-                table.backend.address.port(),
-                path,
-                table.backend.weight,
-                table.service,
-            )
-        }
-    }
-
-    /// The backends of service `index` that take new flows.
-    fn members(&self, index: usize) -> Vec<Member> {
-        self.services[index]
-            .backends
-            .iter()
-            .filter(|number| self.takes_flows(**number))
-            .map(|number| {
-                let backend = &self.backends[number - 1].backend;
-                Member {
-                    identity: backend.address,
-                    weight: backend.weight,
-                    index: *number as u16,
-                }
-            })
-            .collect()
-    }
-
-    /// The record of service `index`.
-    pub fn service_entry(&self, index: usize) -> abi::service {
-        let service = &self.services[index];
-        let members = match service.scheduler {
-            Scheduler::LeastConnections => self.members(index).len(),
-            _ => 0,
-        };
-        abi::service {
-            members: members as u32,
-            ..service.entry
-        }
-    }
-
-    /// The look-up table of service `index`, over the backends that take new flows.
-    pub fn maglev(&self, index: usize) -> Box<[u16]> {
-        let members = self.members(index);
-        match self.services[index].scheduler {
-            Scheduler::LeastConnections => maglev::roll(&members),
-            Scheduler::RoundRobin => maglev::turns(&members),
-            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => {
-                maglev::table(&members)
-            }
-        }
-    }
-
     /// The indexes of the source addresses of one family.
     pub fn sources_of(&self, is_ipv6: bool) -> abi::source_list {
         let numbered = (0..).zip(&self.sources);
@@ -574,44 +355,6 @@ impl Tables {
             .flat_map(|ports| ports.iter().next());
         lowest.min().unwrap_or_default()
     }
-
-    /// How many flows there can be at a time.
-    pub fn capacity(&self) -> usize {
-        self.source_ports.iter().map(PortRanges::count).sum()
-    }
-
-    /// Flows whose packets are counted, each in the slot of its record; one at least,
-    /// as a map needs.
-    pub fn flow_counters(&self) -> usize {
-        match self.counts_in_flows {
-            true => self.source_ports.len() * abi::PORTS,
-            false => 1,
-        }
-    }
-
-    /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
-    pub fn memory_bytes(&self, cpus: usize) -> usize {
-        let sources = self.source_ports.len();
-        let backends = self.backends.len() + 1;
-        let of_source = abi::PORTS * size_of::<abi::flow>()
-            + (size_of::<abi::group>() << abi::GROUP_BITS)
-            + size_of::<abi::ports>();
-        sources * of_source
-            + self.flow_counters() * size_of::<abi::flow_counters>()
-            + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
-            + self.listeners.entries.len() * size_of::<abi::listener>()
-            + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()
-            + self.addresses.len() * size_of::<abi::address>()
-            + with_room(self.maglevs()) * size_of::<abi::maglev>()
-            + backends * size_of::<abi::backend>()
-            + with_room(backends) * (size_of::<u64>() + cpus * size_of::<abi::backend_counters>())
-            + abi::FRAGMENTED * FRAGMENT_BYTES
-    }
-}
-
-/// Entries of a map that a reload may need more of: with room for a quarter.
-pub fn with_room(entries: usize) -> usize {
-    entries + entries / 4 + 4
 }
 
 /// Puts a value in a place that is there, or the next one.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The datapath outlives its daemon, and the next one takes it over.
 
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
@@ -9,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::common::books::adds_up;
+use crate::common::echo::Echo;
 use crate::common::http::Connection;
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal, sum};
 use crate::common::load::{Downloads, Load};
@@ -172,6 +174,44 @@ fn another_mode_keeps_the_flows_and_says_what_it_costs() {
         // Both will do for `auto`, which leaves it as it is.
         lb.end();
     });
+}
+
+#[test]
+fn flows_whose_time_is_over_make_room_without_a_daemon() {
+    let Some(lab) = crate::lab("flows_whose_time_is_over_make_room_without_a_daemon") else {
+        return;
+    };
+    let echo = Echo::start(&lab, "http1", &format!("{HTTP1}:7"));
+    let file = format!(
+        "[[service]]\nlisten = \"{LB}:7/udp\"\nsource_ports = \"2000-2099\"\n\
+         timeouts = {{ unanswered = \"1s\", established = \"1s\" }}\n\
+         [[service.backend]]\naddress = \"{HTTP1}\"\n"
+    );
+    kill_9(lab.balance(&format!("-c {}", lab.write("few.toml", &file))));
+    let open = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((LB, 7)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        for _ in 0..2 {
+            socket.send(b"1").unwrap();
+            socket.recv(&mut [0; 9]).unwrap();
+        }
+        socket
+    };
+    lab.within("client", || {
+        let silent: Vec<_> = (0..90).map(|_| open()).collect();
+        std::thread::sleep(Duration::from_millis(1500));
+        // Each of them needs a port, and only ten were never used.
+        let more: Vec<_> = (0..80).map(|_| open()).collect();
+        drop((silent, more));
+    });
+    drop(echo);
+    let status = lab.status();
+    assert_eq!(status["pid"], Value::Null);
+    assert_eq!(status["packets"]["sent"]["snat_exhausted"], 0, "{status:#}");
+    assert_eq!(count(&status, "/services/0/flows_begun"), 170);
 }
 
 /// The map of this name that the attached program has.

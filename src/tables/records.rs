@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! What is written into the maps, record by record.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::{Listeners, ServiceTable, Tables, Tenure, listeners};
+use crate::abi;
+use crate::maglev::{self, Member};
+use crate::service::Scheduler;
+
+impl Tables {
+    /// Where what is configured is found.
+    pub(super) fn listen(&self) -> Result<Listeners> {
+        let configured = self.services.iter().enumerate();
+        let listens: Vec<_> = configured
+            .filter(|(_, service)| service.tenure == Tenure::Configured)
+            .map(|(index, service)| (service.listen, usize::from(service.entry.vip) - 1, index))
+            .collect();
+        Listeners::new(&listens)
+    }
+
+    /// The hash table over VIPs and source addresses.
+    pub(super) fn place_addresses(&self) -> Result<Vec<abi::address>> {
+        let mut roles: BTreeMap<IpAddr, (Option<usize>, Option<usize>)> = BTreeMap::new();
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let served: HashSet<IpAddr> = self
+            .services
+            .iter()
+            .filter(in_use)
+            .map(|service| service.listen.vip)
+            .collect();
+        for (index, vip) in self
+            .vips
+            .iter()
+            .enumerate()
+            .filter(|(_, vip)| served.contains(vip))
+        {
+            roles.entry(*vip).or_default().0 = Some(index);
+        }
+        for (index, source) in self.sources.iter().enumerate() {
+            roles.entry(*source).or_default().1 = Some(index);
+        }
+        let entries: Vec<_> = roles
+            .into_iter()
+            .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
+            .collect();
+        listeners::place(&entries, abi::address_place)
+    }
+
+    /// Takes in which VIPs the host has: the datapath answers echo for the
+    /// others. Returns the places of `addresses` that are new.
+    pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (place, entry) in self.addresses.iter_mut().enumerate() {
+            let vip = usize::from(entry.vip).checked_sub(1);
+            let answers = vip
+                .is_some_and(|vip| !held.contains(&self.vips[vip]))
+                .into();
+            if entry.answers_echo != answers {
+                entry.answers_echo = answers;
+                changed.push(place);
+            }
+        }
+        changed
+    }
+
+    /// The record of backend `index` (from 1).
+    pub fn backend_entry(&self, index: usize) -> abi::backend {
+        let table = &self.backends[index - 1];
+        let source = self
+            .sources
+            .iter()
+            .position(|source| Some(*source) == table.path.source);
+        let path = table
+            .path
+            .mac
+            .zip(source)
+            .map(|(mac, source)| (mac, table.path.tags, source));
+        let condition = &table.condition;
+        abi::backend {
+            ends_flows: self.ends_flows(index).into(),
+            health: abi::health_number(condition.health),
+            drained: condition.drained.into(),
+            health_since_s: condition.health_since_s,
+            draining_since_s: condition.draining_since_s,
+            ..abi::backend_entry(
+                table.backend.address.ip(),
+                table.backend.address.port(),
+                path,
+                table.backend.weight,
+                table.service,
+            )
+        }
+    }
+
+    /// The backends of service `index` that take new flows.
+    pub(super) fn members(&self, index: usize) -> Vec<Member> {
+        self.services[index]
+            .backends
+            .iter()
+            .filter(|number| self.takes_flows(**number))
+            .map(|number| {
+                let backend = &self.backends[number - 1].backend;
+                Member {
+                    identity: backend.address,
+                    weight: backend.weight,
+                    index: *number as u16,
+                }
+            })
+            .collect()
+    }
+
+    /// The record of service `index`.
+    pub fn service_entry(&self, index: usize) -> abi::service {
+        let service = &self.services[index];
+        let members = match service.scheduler {
+            Scheduler::LeastConnections => self.members(index).len(),
+            _ => 0,
+        };
+        abi::service {
+            members: members as u32,
+            ..service.entry
+        }
+    }
+
+    /// The look-up table of service `index`, over the backends that take new flows.
+    pub fn maglev(&self, index: usize) -> Box<[u16]> {
+        let members = self.members(index);
+        match self.services[index].scheduler {
+            Scheduler::LeastConnections => maglev::roll(&members),
+            Scheduler::RoundRobin => maglev::turns(&members),
+            Scheduler::Maglev | Scheduler::SourceHash | Scheduler::Random => {
+                maglev::table(&members)
+            }
+        }
+    }
+}
