@@ -2,7 +2,9 @@
 //! Pins: where a bpffs is mounted, the program and its maps have names there, so that
 //! the next daemon needs no CAP_SYS_ADMIN to open them.
 //!
-//!     /sys/fs/bpf/xdp-proxy/NAMESPACE-INTERFACE/PROGRAM/MAP
+//! ```text
+//! /sys/fs/bpf/xdp-proxy/NAMESPACE-INTERFACE/PROGRAM/MAP
+//! ```
 //!
 //! Both first names are numbers, of the network namespace and of the interface. The
 //! third is the program's, and only what is of the program that is attached is ever

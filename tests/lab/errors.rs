@@ -110,36 +110,6 @@ fn an_interface_that_is_down_is_served_once_it_is_up() {
 }
 
 #[test]
-fn an_interface_that_is_deleted_ends_it_with_a_word() {
-    let Some(lab) = crate::lab("an_interface_that_is_deleted_ends_it_with_a_word") else {
-        return;
-    };
-    lab.at("lb", "ip link add v0 type veth peer name v1");
-    lab.at("lb", "ip addr add 10.7.0.1/24 dev v0");
-    lab.at("lb", "ip link set v0 up");
-    let lb = lab.balance("--listen 10.7.0.1:80 --backend 10.7.0.2");
-    lab.at("lb", "ip link del v0");
-    let mut log = String::new();
-    for _ in 0..50 {
-        log = lb.log();
-        if log.contains("xdp-proxy: ") {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    assert_eq!(lb.wait().code(), Some(1), "{log}");
-    let errors: Vec<&str> = log
-        .lines()
-        .filter(|line| line.starts_with("xdp-proxy: "))
-        .collect();
-    println!("{errors:?}");
-    assert!(
-        errors.len() == 1 && errors[0].contains("v0 was deleted"),
-        "{log}"
-    );
-}
-
-#[test]
 fn nothing_runs_is_an_error_of_status_and_stop() {
     let Some(lab) = crate::lab("nothing_runs_is_an_error_of_status_and_stop") else {
         return;
