@@ -120,28 +120,38 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	return OUTCOME_NEXT;
 }
 
-/*
- * The packet is not of the flow that its tuple had: a client that uses its port
- * again, after the flow has closed.
- */
-static __always_inline bool is_anew(const struct flow *flow, bool opens)
+/* It begins a flow where there is none. */
+static __always_inline bool opens(const struct packet *packet)
 {
-	return flow->retired && (opens || is_over(flow));
+	return is_udp(packet) || (packet->flags & (TCP_SYN | TCP_ACK | TCP_RST |
+						   TCP_FIN)) == TCP_SYN;
 }
 
-/* The flow of a client's packet: the one it has, or a new one, in slot. */
-static __always_inline enum outcome
-flow_of_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
+/* The flow's backend is gone; the client's own RST ends the flow where it is. */
+static __always_inline bool is_gone(const struct packet *packet,
+				    const struct backend *backend)
 {
-	__u8 flags = packet->flags;
-	bool opens =
-		is_udp(packet) ||
-		(flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	/* The client's own RST ends the flow where it is. */
-	bool gone = flow && !(flags & TCP_RST) && ends_flows(flow->backend);
+	return !(packet->flags & TCP_RST) && ends_flows(backend);
+}
 
-	if (flow && !gone && !is_anew(flow, opens))
-		return OUTCOME_NEXT;
+/*
+ * Whether the packet is of the flow that its tuple has: not where a client uses its
+ * port again, after the flow has closed.
+ */
+static __always_inline bool goes_on(const struct packet *packet,
+				    const struct flow *flow,
+				    const struct backend *backend)
+{
+	return flow && !is_gone(packet, backend) &&
+	       !(flow->retired && (opens(packet) || is_over(flow)));
+}
+
+/* A client's packet that goes on with no flow: makes one, in slot. */
+static __always_inline enum outcome begin_anew(struct xdp_md *ctx,
+					       struct packet *packet,
+					       struct flow *flow,
+					       const struct backend *backend)
+{
 	if (flow) {
 		enum outcome outcome = find_service(packet);
 
@@ -150,13 +160,13 @@ flow_of_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 		if (outcome)
 			return outcome;
 	}
-	if (opens)
+	if (opens(packet))
 		return is_from_host(packet) ? begin_flow(ctx) :
 					      OUTCOME_DROPPED_MALFORMED;
-	if (gone)
+	if (flow && is_gone(packet, backend))
 		return OUTCOME_REFUSED_BACKEND_GONE;
-	return flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
-				 OUTCOME_REFUSED_NO_FLOW;
+	return packet->flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
+					 OUTCOME_REFUSED_NO_FLOW;
 }
 
 /* What a segment tells of the flow's state. */

@@ -51,12 +51,12 @@ struct rewrite {
 /* The ends of what goes to the flow's backend; false: it can't be reached. */
 static __always_inline bool towards_backend(const struct packet *packet,
 					    const struct flow *flow,
+					    const struct backend *backend,
 					    struct rewrite *new)
 {
-	__u32 source = packet->slot >> PORT_BITS, index = flow->backend;
+	__u32 source = packet->slot >> PORT_BITS;
 	const struct ip_address *address =
 		bpf_map_lookup_elem(&sources, &source);
-	const struct backend *backend = bpf_map_lookup_elem(&backends, &index);
 
 	if (!address || !backend || !backend->reachable)
 		return false;
@@ -173,13 +173,13 @@ rewrite_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
 }
 
 static __always_inline enum outcome
-forward_packet(struct xdp_md *ctx, struct packet *packet, bool has_ports)
+forward_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
+	       const struct backend *backend, bool has_ports)
 {
 	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
-	struct flow *flow = flow_at(packet->slot);
 	struct rewrite new;
 
-	if (!flow || !eth || !towards_backend(packet, flow, &new))
+	if (!flow || !eth || !towards_backend(packet, flow, backend, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	packet->backend = flow->backend;
 	track_flow(packet, flow);

@@ -79,7 +79,8 @@ __noinline int follow_fragment(struct xdp_md *ctx)
 		return outcome;
 	packet->backend = flow->backend;
 	return packet->direction == FROM_CLIENT ?
-		       forward_packet(ctx, packet, false) :
+		       forward_packet(ctx, packet, flow, backend_of(flow),
+				      false) :
 		       return_packet(ctx, packet, flow, false);
 }
 

@@ -215,7 +215,7 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 		flow = quoted->vip ? find_flow_of_client(quoted, QUOTED) : NULL;
 		if (!flow || is_over(flow))
 			return OUTCOME_PASSED;
-		if (!towards_backend(quoted, flow, &new))
+		if (!towards_backend(quoted, flow, backend_of(flow), &new))
 			return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	}
 	outcome = check_ip(ctx, packet);

@@ -130,11 +130,16 @@ static __always_inline void forget_flow(const struct packet *packet,
 	bpf_spin_unlock(&group->lock);
 }
 
-/* No packet of a client goes there any more: it is down, or has drained. */
-static __always_inline bool ends_flows(__u32 index)
+static __always_inline const struct backend *backend_of(const struct flow *flow)
 {
-	const struct backend *backend = bpf_map_lookup_elem(&backends, &index);
+	__u32 index = flow->backend;
 
+	return bpf_map_lookup_elem(&backends, &index);
+}
+
+/* No packet of a client goes there any more: it is down, or has drained. */
+static __always_inline bool ends_flows(const struct backend *backend)
+{
 	return !backend || backend->ends_flows;
 }
 
@@ -163,7 +168,7 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout || ends_flows(flow->backend))
+	if (age(flow) > timeout || ends_flows(backend_of(flow)))
 		retire_flow(flow, slot, hash, false);
 	return 0;
 }

@@ -18,12 +18,17 @@ from_backend(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 static __always_inline enum outcome
 from_client(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
 {
+	const struct backend *backend = flow ? backend_of(flow) : NULL;
 	enum outcome outcome = check_packet(ctx, packet);
 
 	packet->direction = FROM_CLIENT;
-	if (!outcome)
-		outcome = flow_of_client(ctx, packet, flow);
-	return outcome ? outcome : forward_packet(ctx, packet, true);
+	if (!outcome && !goes_on(packet, flow, backend)) {
+		outcome = begin_anew(ctx, packet, flow, backend);
+		flow = flow_at(packet->slot);
+		backend = flow ? backend_of(flow) : NULL;
+	}
+	return outcome ? outcome :
+			 forward_packet(ctx, packet, flow, backend, true);
 }
 
 /* A packet that has ports, to an address of ours. */
