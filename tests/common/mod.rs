@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod books;
 pub mod case;
@@ -56,4 +57,13 @@ pub fn vlan_or_skip(test: &str) -> bool {
     );
     eprintln!("SKIPPED {test}: needs VLAN devices (CONFIG_VLAN_8021Q of the kernel)");
     false
+}
+
+/// Sets a flag when it goes, also by a panic: whoever works until then stops.
+pub struct Until<'a>(pub &'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Frames as they are, out of the `eth0` of the namespace that the thread is in.
 
-use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::ptr;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
@@ -12,6 +13,9 @@ use nix::sys::socket::{
 };
 
 use super::lab::Lab;
+
+/// How long the receiver's queue may be full.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub struct Wire(OwnedFd);
 
@@ -36,6 +40,7 @@ impl Wire {
         let mut parts: Vec<libc::iovec> = frames.iter().map(|frame| part(frame.as_ref())).collect();
         let mut messages: Vec<libc::mmsghdr> = parts.iter_mut().map(message).collect();
         let mut sent = 0;
+        let deadline = Instant::now() + PATIENCE;
         while sent < messages.len() {
             let left = &mut messages[sent..];
             // SAFETY: each message points to an iovec in `parts`, each of these into
@@ -44,8 +49,14 @@ impl Wire {
             let count = unsafe {
                 libc::sendmmsg(self.0.as_raw_fd(), left.as_mut_ptr(), left.len() as u32, 0)
             };
-            assert!(count > 0, "sendmmsg: {}", io::Error::last_os_error());
-            sent += count as usize;
+            match usize::try_from(count) {
+                Ok(count) => sent += count,
+                // The receiver's queue was full, and the frame is gone: once more.
+                Err(_) if Errno::last() == Errno::ENOBUFS && Instant::now() < deadline => {
+                    std::thread::yield_now();
+                }
+                Err(_) => panic!("sendmmsg: {}", Errno::last()),
+            }
         }
     }
 }

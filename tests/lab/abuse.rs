@@ -9,6 +9,7 @@ use std::time::Duration;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use xdp_proxy::service::Protocol;
 
+use crate::common::Until;
 use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::frame::Frame;
@@ -130,6 +131,7 @@ fn junk_disturbs_nobody() {
     let wire = lab.within("mallory", Wire::open);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _until = Until(&over);
         let downloads = scope.spawn(|| {
             let mut downloads = 0;
             while !over.load(Ordering::Relaxed) {
@@ -187,6 +189,7 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
     let files = originals(&lab);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _until = Until(&over);
         let downloads = scope.spawn(|| {
             let mut connection = lab.within("client", || Connection::open(LB).unwrap());
             let mut downloads = 0;

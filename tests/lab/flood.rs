@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use xdp_proxy::service::Protocol;
 
+use crate::common::Until;
 use crate::common::frame::Frame;
 use crate::common::frames::Sum;
 use crate::common::http::Connection;
@@ -145,9 +146,8 @@ fn a_flood_of_forged_syns_ends_no_connection_and_keeps_nobody_out_for_long() {
                 }
             });
         });
-        let took = flood(&lab);
-        over.store(true, Ordering::Relaxed);
-        took
+        let _until = Until(&over);
+        flood(&lab)
     });
     let after: Vec<_> = lab.within("client", || {
         (0..NEW_CLIENTS).map(|_| visit(WELCOME)).collect()

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
+use crate::common::Until;
 use crate::common::http;
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, refusal};
 use crate::common::root_or_skip;
@@ -32,6 +33,7 @@ fn what_did_not_change_notices_nothing_of_a_reload() {
     let ended = AtomicBool::new(false);
     let requests = AtomicUsize::new(0);
     std::thread::scope(|scope| {
+        let _until = Until(&ended);
         // Keep-alive connections in use, and new ones all the time.
         let client = scope.spawn(|| {
             lab.within("client", || {
@@ -63,7 +65,6 @@ fn what_did_not_change_notices_nothing_of_a_reload() {
                 std::thread::yield_now();
             }
         }
-        ended.store(true, Ordering::Relaxed);
     });
     let status = lab.status();
     assert_eq!(
@@ -192,6 +193,7 @@ fn new_connections_are_served_throughout_after_a_service_has_gone() {
     let ended = AtomicBool::new(false);
     let connections = AtomicUsize::new(0);
     let last = std::thread::scope(|scope| {
+        let _until = Until(&ended);
         let client = scope.spawn(|| {
             lab.within("client", || {
                 while !ended.load(Ordering::Relaxed) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::Until;
 use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::http::{self, Connection};
@@ -64,6 +65,7 @@ fn no_packet_is_lost_when_another_daemon_takes_over() {
     let mut lb = lab.balance(&format!("-c {file}"));
     let over = AtomicBool::new(false);
     let (lb, sent) = std::thread::scope(|scope| {
+        let _until = Until(&over);
         let client = scope.spawn(|| lab.within("client", || exchange(&over)));
         let lb = Load::during(&lab, 50, |load| {
             for _ in 0..10 {

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::Until;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{HOSTS, LB, Lab, TWO};
 
@@ -197,6 +198,7 @@ fn a_connection_outlives_what_changes_around_it() {
     });
     let over = AtomicBool::new(false);
     let downloads = std::thread::scope(|scope| {
+        let _until = Until(&over);
         let busy = scope.spawn(|| {
             let mut downloads = 0;
             while !over.load(Ordering::Relaxed) {
