@@ -246,7 +246,7 @@ __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 	for (__u32 near = 0; near < NEAR_STEPS; near++) {
 		int room;
 
-		if (pressed && near < HOME_STEPS)
+		if (pressed)
 			expire_group(group_after(source, hash, near));
 		room = room_after(source, hash, near);
 		if (room > 0)

@@ -13,6 +13,8 @@ pub struct Books {
     status: Value,
     at_client: u64,
     at_backends: u64,
+    /// Frames for which the next host had no room in its queue.
+    lost: u64,
 }
 
 impl Books {
@@ -47,6 +49,7 @@ impl Books {
             status,
             at_client: arrived("client"),
             at_backends: HOSTS.iter().map(|host| arrived(host)).sum(),
+            lost: ["lb", "switch"].into_iter().map(|at| lost(lab, at)).sum(),
         }
     }
 
@@ -73,28 +76,46 @@ impl Books {
             .map(|(kind, count)| format!("{count} {kind}"))
             .collect();
         println!("  sent       {}", sent.join(", "));
+        let lost = self.lost - before.lost;
+        println!("  on the way {lost} lost");
         [
             (
                 "received",
                 grew(&packets("received")),
                 self.kernel - before.kernel,
+                0,
             ),
             (
                 "sent to backends",
                 forwarded,
                 self.at_backends - before.at_backends,
+                lost,
             ),
             (
                 "sent to clients",
                 to_clients,
                 self.at_client - before.at_client,
+                lost,
             ),
         ]
         .into_iter()
-        .filter(|(_, counted, came)| counted != came)
-        .map(|(what, counted, came)| format!("packets {what}: {counted} counted, {came} came"))
+        .filter(|(_, counted, came, lost)| !(*came..=came + lost).contains(counted))
+        .map(|(what, counted, came, lost)| {
+            format!("packets {what}: {counted} counted, {came} came, {lost} lost on the way")
+        })
         .collect()
     }
+}
+
+/// By the kernel's count: a veth drops what its other end has no room for, as where
+/// others use the machine.
+fn lost(lab: &Lab, at: &str) -> u64 {
+    let all = "cat /sys/class/net/*/statistics/tx_dropped";
+    let counts = lab.script(&format!("ip netns exec {at} sh -c '{all}'"));
+    counts
+        .lines()
+        .map(|line| line.parse::<u64>().unwrap())
+        .sum()
 }
 
 fn hosts() -> impl Iterator<Item = (&'static str, &'static str)> {
