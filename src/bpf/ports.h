@@ -243,12 +243,12 @@ __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 {
 	__u32 steps = STEPS, crowded = 0;
 
+	/* All of them first: a branch in the loop below is walked eight times. */
+	for (__u32 near = 0; pressed && near < NEAR_STEPS; near++)
+		expire_group(group_after(source, hash, near));
 	for (__u32 near = 0; near < NEAR_STEPS; near++) {
-		int room;
+		int room = room_after(source, hash, near);
 
-		if (pressed)
-			expire_group(group_after(source, hash, near));
-		room = room_after(source, hash, near);
 		if (room > 0)
 			return near;
 		crowded += room < 0;
