@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::unwatched;
+
 pub const HTTP1: &str = "10.0.0.2";
 pub const HTTP2: &str = "10.0.0.3";
 pub const LB: &str = "10.0.0.5";
@@ -57,7 +59,7 @@ impl Lab {
     }
 
     fn start_with(access_log: &str) -> Lab {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = unwatched(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
         let mut sandbox = Command::new(script("sandbox.sh"))
             .args(["sh", "-c", "\"$0\" up && echo up && exec sleep infinity"])
             .arg(script("netns.sh"))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::beside;
 use super::http::Connection;
 use super::lab::{LB, Lab};
 
@@ -19,7 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Load {
     requests: AtomicUsize,
-    over: AtomicBool,
 }
 
 impl Load {
@@ -27,19 +27,12 @@ impl Load {
     /// again, each with one backend, and one connection after the other is new.
     pub fn during<T>(lab: &Lab, kept: usize, work: impl FnOnce(&Load) -> T) -> T {
         let load = Load::default();
-        std::thread::scope(|scope| {
-            let client = scope.spawn(|| lab.within("client", || load.keep_up(kept)));
-            // A panic in `work` must end the client too.
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                load.goes_on();
-                work(&load)
-            }));
-            load.over.store(true, Ordering::Relaxed);
-            client
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let client = |over: &AtomicBool| lab.within("client", || load.keep_up(kept, over));
+        let ((), done) = beside(client, || {
+            load.goes_on();
+            work(&load)
+        });
+        done
     }
 
     pub fn requests(&self) -> usize {
@@ -55,10 +48,10 @@ impl Load {
         }
     }
 
-    fn keep_up(&self, kept: usize) {
+    fn keep_up(&self, kept: usize, over: &AtomicBool) {
         let mut kept: Vec<_> = (0..kept).map(|_| Connection::open(LB).unwrap()).collect();
         let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-        while !self.over.load(Ordering::Relaxed) {
+        while !over.load(Ordering::Relaxed) {
             for (connection, owner) in kept.iter_mut().zip(&owners) {
                 assert_eq!(&connection.host().unwrap(), owner, "a connection moved");
                 self.requests.fetch_add(1, Ordering::Relaxed);

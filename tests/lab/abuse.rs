@@ -9,7 +9,7 @@ use std::time::Duration;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use xdp_proxy::service::Protocol;
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::frame::Frame;
@@ -129,48 +129,46 @@ fn junk_disturbs_nobody() {
         real: ("10.0.0.5:80".parse().unwrap(), client),
     };
     let wire = lab.within("mallory", Wire::open);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let downloads = scope.spawn(|| {
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                assert!(
-                    connection.get("/1m").unwrap() == original,
-                    "a download is damaged"
-                );
-                downloads += 1;
-            }
-            downloads
-        });
-        let echoes = scope.spawn(|| {
-            let (mut random, mut buffer) = (Random(6), vec![0; 65_536]);
-            let (mut echoes, mut lost) = (0, 0);
-            while !over.load(Ordering::Relaxed) {
-                let sent = random.bytes(8000);
-                socket.send(&sent).unwrap();
-                match socket.recv(&mut buffer) {
-                    Ok(length) => {
-                        assert!(buffer[..length] == sent, "a datagram is damaged");
-                        echoes += 1;
-                    }
-                    Err(_) => lost += 1,
+    let download = |over: &AtomicBool| {
+        let mut downloads = 0;
+        while !over.load(Ordering::Relaxed) {
+            assert!(
+                connection.get("/1m").unwrap() == original,
+                "a download is damaged"
+            );
+            downloads += 1;
+        }
+        downloads
+    };
+    let echo = |over: &AtomicBool| {
+        let (mut random, mut buffer) = (Random(6), vec![0; 65_536]);
+        let (mut echoes, mut lost) = (0, 0);
+        while !over.load(Ordering::Relaxed) {
+            let sent = random.bytes(8000);
+            socket.send(&sent).unwrap();
+            match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    assert!(buffer[..length] == sent, "a datagram is damaged");
+                    echoes += 1;
                 }
+                Err(_) => lost += 1,
             }
-            (echoes, lost)
-        });
+        }
+        (echoes, lost)
+    };
+    let send_junk = || {
         for _ in 0..JUNK / BATCH {
             let frames: Vec<_> = (0..BATCH).map(|_| junk.frame()).collect();
             wire.send(&frames);
         }
-        over.store(true, Ordering::Relaxed);
-        let (downloads, (echoes, lost)) = (downloads.join().unwrap(), echoes.join().unwrap());
-        println!(
-            "beside {JUNK} packets of junk {downloads} downloads of 1 MB, {echoes} datagrams of 8 KB, {lost} lost"
-        );
-        // A backend forgets fragments that come between too many others' (`ipfrag_max_dist`).
-        assert!(downloads > 0 && echoes > lost);
-    });
+    };
+    let (downloads, ((echoes, lost), ())) = beside(download, || beside(echo, send_junk));
+    println!(
+        "beside {JUNK} packets of junk {downloads} downloads of 1 MB, {echoes} datagrams of 8 KB, \
+         {lost} lost"
+    );
+    // A backend forgets fragments that come between too many others' (`ipfrag_max_dist`).
+    assert!(downloads > 0 && echoes > lost);
     let status = lab.status();
     println!("{:#}", status["packets"]);
     adds_up(&status);
@@ -187,19 +185,17 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
     };
     let lb = lab.balance(TWO);
     let files = originals(&lab);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let downloads = scope.spawn(|| {
-            let mut connection = lab.within("client", || Connection::open(LB).unwrap());
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                let body = connection.get("/1m").unwrap();
-                assert!(files.contains(&body), "a download is damaged");
-                downloads += 1;
-            }
-            downloads
-        });
+    let download = |over: &AtomicBool| {
+        let mut connection = lab.within("client", || Connection::open(LB).unwrap());
+        let mut downloads = 0;
+        while !over.load(Ordering::Relaxed) {
+            let body = connection.get("/1m").unwrap();
+            assert!(files.contains(&body), "a download is damaged");
+            downloads += 1;
+        }
+        downloads
+    };
+    let (downloads, ()) = beside(download, || {
         let pause = || std::thread::sleep(Duration::from_millis(500));
         pause();
         for change in [
@@ -215,11 +211,9 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
         }
         lab.at("lb", "ip link set eth0 mtu 1500");
         pause();
-        over.store(true, Ordering::Relaxed);
-        let downloads = downloads.join().unwrap();
-        println!("{downloads} downloads of 1 MB while the link changed");
-        assert!(downloads > 10);
     });
+    println!("{downloads} downloads of 1 MB while the link changed");
+    assert!(downloads > 10);
     lb.until("up", |status| {
         let backends = status["services"][0]["backends"].as_array().unwrap();
         backends.iter().all(|backend| backend["state"] == "up")

@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -10,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use super::lab;
 use super::switch::{OFTEN, backend, balance, is, kill_nginx, serve_switch, services, turn, until};
 use super::udp::{ask_for_every_name, serve_names};
+use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab};
 
@@ -361,26 +363,23 @@ fn a_backend_that_comes_and_goes_costs_no_request() {
     serve_switch(&lab, "http2");
     let keys = format!("health = {{ type = 'http', port = 8080, {OFTEN} }}\non_failure = 'keep'");
     let balancer = balance(&lab, &services(&[(80, &keys)]));
-    let ends = std::sync::atomic::AtomicBool::new(false);
-    let served = std::thread::scope(|scope| {
-        let requests = scope.spawn(|| {
-            lab.within("client", || {
-                let mut served = 0;
-                while !ends.load(std::sync::atomic::Ordering::Relaxed) {
-                    http::host(LB).unwrap();
-                    served += 1;
-                }
-                served
-            })
-        });
+    let requests = |over: &AtomicBool| {
+        lab.within("client", || {
+            let mut served = 0;
+            while !over.load(Ordering::Relaxed) {
+                http::host(LB).unwrap();
+                served += 1;
+            }
+            served
+        })
+    };
+    let (served, ()) = beside(requests, || {
         for _ in 0..5 {
             for (up, state) in [(false, "down"), (true, "up")] {
                 turn(&lab, "http1", up);
                 until(&balancer, 0, 0, state);
             }
         }
-        ends.store(true, std::sync::atomic::Ordering::Relaxed);
-        requests.join().unwrap()
     });
     println!("{served} requests over 5 failures");
     assert!(served > 50);

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{HOSTS, LB, Lab, TWO};
 
@@ -196,18 +196,16 @@ fn a_connection_outlives_what_changes_around_it() {
         let host = idle.host().unwrap();
         (busy, idle, host)
     });
-    let over = AtomicBool::new(false);
-    let downloads = std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let busy = scope.spawn(|| {
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                let body = busy.get("/1m").unwrap();
-                assert!(body == original, "a download is damaged");
-                downloads += 1;
-            }
-            downloads
-        });
+    let download = |over: &AtomicBool| {
+        let mut downloads = 0;
+        while !over.load(Ordering::Relaxed) {
+            let body = busy.get("/1m").unwrap();
+            assert!(body == original, "a download is damaged");
+            downloads += 1;
+        }
+        downloads
+    };
+    let (downloads, ()) = beside(download, || {
         for round in 0..3 {
             lab.at("http2", "ip link set eth0 down");
             std::thread::sleep(Duration::from_millis(1500));
@@ -216,8 +214,6 @@ fn a_connection_outlives_what_changes_around_it() {
             lab.at("http1", &format!("ip link set eth0 address {mac}"));
             std::thread::sleep(Duration::from_millis(1000));
         }
-        over.store(true, Ordering::Relaxed);
-        busy.join().unwrap()
     });
     println!("{downloads} downloads of 1 MB while backends came, went and changed their MAC");
     assert!(downloads > 10);
