@@ -17,13 +17,11 @@ use nix::sys::time::TimeVal;
 
 pub mod books;
 pub mod case;
-pub mod connection;
 pub mod dns;
 pub mod echo;
 pub mod exchange;
 pub mod fragment;
 pub mod frame;
-pub mod frames;
 pub mod http;
 pub mod icmp;
 pub mod lab;
@@ -31,6 +29,7 @@ pub mod load;
 pub mod random;
 pub mod rig;
 pub mod served;
+pub mod sum;
 pub mod wire;
 
 /// Longest time of a test.

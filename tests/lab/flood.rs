@@ -9,8 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use xdp_proxy::service::Protocol;
 
 use crate::common::beside;
-use crate::common::frame::Frame;
-use crate::common::frames::Sum;
+use crate::common::frame::{Frame, Sum};
 use crate::common::http::Connection;
 use crate::common::lab::{LB, Lab, TWO};
 use crate::common::random::Random;
