@@ -15,9 +15,9 @@ use crate::common::echo::{Echo, make_room};
 use crate::common::frame::{ETHERNET_BYTES, Frame, Sum};
 use crate::common::http::Connection;
 use crate::common::lab::{HOSTS, LB, TWO};
+use crate::common::load::{self, originals};
 use crate::common::random::Random;
 use crate::common::wire::{Wire, mac};
-use crate::traffic::originals;
 
 const JUNK: usize = 300_000;
 /// Frames of one system call.
@@ -111,7 +111,7 @@ fn junk_disturbs_nobody() {
     let _server = Echo::start(&lab, "http1", "10.0.0.2:7");
     let config = lab.write("abuse.toml", SERVICES);
     let lb = lab.balance(&format!("-c {config}"));
-    let [original, _] = originals(&lab);
+    let of_http1 = &originals(&lab)[..1];
     let (mut connection, socket) = lab.within("client", || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect("10.0.0.5:7").unwrap();
@@ -128,17 +128,7 @@ fn junk_disturbs_nobody() {
         real: ("10.0.0.5:80".parse().unwrap(), client),
     };
     let wire = lab.within("mallory", Wire::open);
-    let download = |over: &AtomicBool| {
-        let mut downloads = 0;
-        while !over.load(Ordering::Relaxed) {
-            assert!(
-                connection.get("/1m").unwrap() == original,
-                "a download is damaged"
-            );
-            downloads += 1;
-        }
-        downloads
-    };
+    let download = |over: &AtomicBool| load::download(&mut connection, of_http1, over);
     let echo = |over: &AtomicBool| {
         let (mut random, mut buffer) = (Random(6), vec![0; 65_536]);
         let (mut echoes, mut lost) = (0, 0);
@@ -171,7 +161,7 @@ fn junk_disturbs_nobody() {
     let status = lab.status();
     println!("{:#}", status["packets"]);
     adds_up(&status);
-    assert!(connection.get("/1m").unwrap() == original);
+    assert!(connection.get("/1m").unwrap() == of_http1[0]);
     lab.checksums_were_right(&["client", "lb"]);
     lb.end();
 }
@@ -186,13 +176,7 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
     let files = originals(&lab);
     let download = |over: &AtomicBool| {
         let mut connection = lab.within("client", || Connection::open(LB).unwrap());
-        let mut downloads = 0;
-        while !over.load(Ordering::Relaxed) {
-            let body = connection.get("/1m").unwrap();
-            assert!(files.contains(&body), "a download is damaged");
-            downloads += 1;
-        }
-        downloads
+        load::download(&mut connection, &files, over)
     };
     let (downloads, ()) = beside(download, || {
         let pause = || std::thread::sleep(Duration::from_millis(500));

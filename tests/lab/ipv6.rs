@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use crate::common::http;
 use crate::common::lab::{HOSTS, Lab};
-use crate::traffic::{download, leave_no_checksum_to_the_card, originals, upload};
+use crate::common::load::originals;
+use crate::traffic::{download, leave_no_checksum_to_the_card, upload};
 
 const VIP: &str = "[fd00::5]";
 const DOWNLOADS: usize = 60;

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::common::beside;
 use crate::common::http;
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, refusal};
-use crate::common::load::Load;
+use crate::common::load::{Kept, Load};
 use crate::common::root_or_skip;
 
 fn service(ports: &str, backends: &[&str]) -> String {
@@ -66,11 +66,8 @@ fn a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones() {
     let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
     let balancer = lab.balance(&format!("-c {file}"));
     lab.within("client", || {
-        let mut kept: Vec<_> = (0..20)
-            .map(|_| http::Connection::open(LB).unwrap())
-            .collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-        assert!(owners.iter().any(|owner| owner == "http2"));
+        let mut kept = Kept::open(LB, 20);
+        assert!(kept.know("http2"));
 
         lab.write("web.toml", &service("80", &[HTTP1]));
         balancer.signal(Signal::SIGHUP);
@@ -78,13 +75,9 @@ fn a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones() {
             status["services"][0]["backends"][1]["state"] == "leaving"
         });
         for _ in 0..20 {
-            let host = http::Connection::open(LB).unwrap().host().unwrap();
-            assert_eq!(host, "http1");
+            assert_eq!(http::host(LB).unwrap(), "http1");
         }
-        for (connection, owner) in kept.iter_mut().zip(&owners) {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
-        drop(kept);
+        kept.go_on();
     });
     // When its flows have ended, the next reload forgets it.
     balancer.until("its flows have ended", |status| {

@@ -2,22 +2,18 @@
 //! What arrives is what was sent, whoever computes the checksums.
 
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{HOSTS, LB, Lab, TWO};
+use crate::common::load::{self, originals};
 
 const DOWNLOADS: usize = 300;
 /// Downloads at a time.
 const THREADS: usize = 10;
 const WRK: &str = "wrk -t2 -c100 -d3s --latency http://10.0.0.5/";
-
-/// The backends' two files `/1m`.
-pub fn originals(lab: &Lab) -> [Vec<u8>; 2] {
-    ["http1", "http2"].map(|host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m")))
-}
 
 /// Downloads over keep-alive and over new connections, wrk, uploads: no failure,
 /// and no host sees a bad checksum.
@@ -184,7 +180,6 @@ fn a_connection_outlives_what_changes_around_it() {
         return;
     };
     let lb = lab.balance(TWO);
-    let [original, _] = originals(&lab);
     let (mut busy, mut idle, host) = lab.within("client", || {
         let busy = loop {
             let mut connection = Connection::open(LB).unwrap();
@@ -196,16 +191,9 @@ fn a_connection_outlives_what_changes_around_it() {
         let host = idle.host().unwrap();
         (busy, idle, host)
     });
-    let download = |over: &AtomicBool| {
-        let mut downloads = 0;
-        while !over.load(Ordering::Relaxed) {
-            let body = busy.get("/1m").unwrap();
-            assert!(body == original, "a download is damaged");
-            downloads += 1;
-        }
-        downloads
-    };
-    let (downloads, ()) = beside(download, || {
+    let of_http1 = &originals(&lab)[..1];
+    let downloads = |over: &AtomicBool| load::download(&mut busy, of_http1, over);
+    let (downloads, ()) = beside(downloads, || {
         for round in 0..3 {
             lab.at("http2", "ip link set eth0 down");
             std::thread::sleep(Duration::from_millis(1500));
