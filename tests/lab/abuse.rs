@@ -104,7 +104,7 @@ impl Junk {
 
 #[test]
 fn junk_disturbs_nobody() {
-    let Some(lab) = crate::lab("junk_disturbs_nobody") else {
+    let Some(lab) = crate::lab_alone("junk_disturbs_nobody") else {
         return;
     };
     lab.script("ADDRESS[mallory]=10.0.0.66; add_host mallory");

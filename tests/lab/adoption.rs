@@ -72,7 +72,7 @@ fn flows_and_counts_go_on_through_twenty_kills_under_load() {
 
 #[test]
 fn a_thousand_downloads_do_not_notice_a_kill() {
-    let Some(lab) = crate::lab("a_thousand_downloads_do_not_notice_a_kill") else {
+    let Some(lab) = crate::lab_alone("a_thousand_downloads_do_not_notice_a_kill") else {
         return;
     };
     let lb = lab.balance(TWO);

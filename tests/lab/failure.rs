@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::lab;
 use super::switch::{OFTEN, backend, balance, is, kill_nginx, serve_switch, services, turn, until};
 use super::udp::{ask_for_every_name, serve_names};
+use super::{lab, lab_alone};
 use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab};
@@ -39,7 +39,7 @@ fn hosts(lab: &Lab) -> Vec<String> {
 fn a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_old_ones_back() {
     let test = "a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_old_\
                 ones_back";
-    let Some(lab) = lab(test) else { return };
+    let Some(lab) = lab_alone(test) else { return };
     const PROMISED: Duration = Duration::from_millis(3 * 300 + 200);
     let keys = "health = { type = 'tcp', interval = '300ms', timeout = '200ms', fall = 3 }";
     let balancer = balance(&lab, &services(&[(80, keys)]));
@@ -94,7 +94,7 @@ fn a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_
 #[test]
 fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
     let test = "a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection";
-    let Some(lab) = lab(test) else { return };
+    let Some(lab) = lab_alone(test) else { return };
     let keys = format!("health = {{ type = 'tcp', {OFTEN} }}");
     let balancer = balance(&lab, &services(&[(80, &keys)]));
     // It answers ARP still, and nothing else.

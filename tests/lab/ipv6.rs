@@ -72,14 +72,14 @@ fn serves(lab: &Lab, mode: &str) {
 
 #[test]
 fn ipv6_is_carried_in_generic_mode() {
-    if let Some(lab) = crate::lab("ipv6_is_carried_in_generic_mode") {
+    if let Some(lab) = crate::lab_alone("ipv6_is_carried_in_generic_mode") {
         serves(&lab, "generic");
     }
 }
 
 #[test]
 fn ipv6_is_carried_in_native_mode() {
-    if let Some(lab) = crate::lab("ipv6_is_carried_in_native_mode") {
+    if let Some(lab) = crate::lab_alone("ipv6_is_carried_in_native_mode") {
         lab.script("native");
         serves(&lab, "native");
     }

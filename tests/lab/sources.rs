@@ -111,7 +111,7 @@ fn every_flow(lab: &Lab, rounds: usize) -> usize {
 #[test]
 fn two_sources_hold_100000_flows_to_one_backend_and_no_two_alike() {
     let test = "two_sources_hold_100000_flows_to_one_backend_and_no_two_alike";
-    let Some(lab) = crate::lab(test) else {
+    let Some(lab) = crate::lab_alone(test) else {
         return;
     };
     lab.at("client", "ip addr add 10.0.0.44/24 dev eth0");

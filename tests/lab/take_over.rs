@@ -50,7 +50,7 @@ fn exchange(over: &AtomicBool) -> u64 {
 
 #[test]
 fn no_packet_is_lost_when_another_daemon_takes_over() {
-    let Some(lab) = crate::lab("no_packet_is_lost_when_another_daemon_takes_over") else {
+    let Some(lab) = crate::lab_alone("no_packet_is_lost_when_another_daemon_takes_over") else {
         return;
     };
     let echo = Echo::start(&lab, "http1", &format!("{HTTP1}:7"));

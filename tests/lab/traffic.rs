@@ -100,7 +100,8 @@ pub fn leave_no_checksum_to_the_card(lab: &Lab, hosts: &[&str]) {
 
 #[test]
 fn generic_mode_carries_everything_with_default_offloads() {
-    let Some(lab) = crate::lab("generic_mode_carries_everything_with_default_offloads") else {
+    let Some(lab) = crate::lab_alone("generic_mode_carries_everything_with_default_offloads")
+    else {
         return;
     };
     let lb = lab.balance(TWO);
@@ -114,7 +115,8 @@ fn generic_mode_carries_everything_with_default_offloads() {
 
 #[test]
 fn generic_mode_carries_everything_with_complete_checksums() {
-    let Some(lab) = crate::lab("generic_mode_carries_everything_with_complete_checksums") else {
+    let Some(lab) = crate::lab_alone("generic_mode_carries_everything_with_complete_checksums")
+    else {
         return;
     };
     let lb = lab.balance(TWO);
@@ -157,7 +159,7 @@ fn every_checksum_on_the_wire_is_right(lab: &Lab) {
 
 #[test]
 fn native_mode_with_a_prepared_peer_carries_everything() {
-    let Some(lab) = crate::lab("native_mode_with_a_prepared_peer_carries_everything") else {
+    let Some(lab) = crate::lab_alone("native_mode_with_a_prepared_peer_carries_everything") else {
         return;
     };
     lab.script("native");
