@@ -21,7 +21,7 @@ pub use types::{
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).

@@ -146,7 +146,7 @@ fn left_backend(
     let configured = &service.source[..usize::from(service.source_count)];
     let sources = configured.iter().map(|index| usize::from(*index));
     let sources: Vec<_> = sources
-        .filter_map(|index| tables.sources.get(index).copied())
+        .filter_map(|index| tables.sources.get(index).map(|s| s.address))
         .collect();
     let condition = &backend.condition;
     let draining_for = daemon::now_s()?.saturating_sub(condition.draining_since_s);

@@ -46,7 +46,7 @@
  * of this file, a map or a hash over them changes. Maps of another layout are
  * never taken over.
  */
-#define LAYOUT 2
+#define LAYOUT 3
 
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
@@ -194,9 +194,13 @@ struct ip_address {
 	__be32 address[4]; /* IPv4: the first alone */
 };
 
-/* Source addresses, by their indexes into sources. */
+/*
+ * Source addresses, by their indexes into sources: first those that flows may begin
+ * from, in turns, then those with none but old ones.
+ */
 struct source_list {
 	__u32 count;
+	__u32 turns; /* of the first so many */
 	__u8 source[SOURCES];
 };
 

@@ -168,8 +168,31 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout || ends_flows(backend_of(flow)))
+	if (age(flow) > timeout || ends_flows(backend_of(flow)) ||
+	    given_up >> (slot >> PORT_BITS) & 1)
 		retire_flow(flow, slot, hash, false);
+	return 0;
+}
+
+/* Tells the home of the flow in a slot that it is in another source address. */
+__noinline int tell_home(__u32 slot)
+{
+	const struct flow *flow = flow_at(slot);
+	struct group *home;
+	__u32 source, hash;
+
+	if (!flow || !flow->family)
+		return 0;
+	hash = flow->hash;
+	source = nth_source(flow->family, hash, 0);
+	if (source == slot >> PORT_BITS)
+		return 0;
+	home = group_at(group_after(source, hash, 0));
+	if (!home || home->reach & SPILLED)
+		return 0;
+	bpf_spin_lock(&home->lock);
+	home->reach |= SPILLED;
+	bpf_spin_unlock(&home->lock);
 	return 0;
 }
 
@@ -179,9 +202,13 @@ __noinline int sweep(void)
 	__u32 hand = sweep_hand;
 
 	sweep_hand = hand + SWEEP_ROUND;
-	for (__u32 i = 0; i < SWEEP_ROUND; i++)
-		expire_flow(sweep_source << PORT_BITS | (hand + i) % PORTS,
-			    false);
+	for (__u32 i = 0; i < SWEEP_ROUND; i++) {
+		__u32 slot = sweep_source << PORT_BITS | (hand + i) % PORTS;
+
+		expire_flow(slot, false);
+		if (carries_flows())
+			tell_home(slot);
+	}
 	return 0;
 }
 

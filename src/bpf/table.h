@@ -51,7 +51,13 @@ static __always_inline bool is_still_of(const struct flow *flow, __u32 hash)
 
 static __always_inline struct flow *flow_at(__u32 slot)
 {
-	return bpf_map_lookup_elem(&flows, &slot);
+	__u32 source = slot >> PORT_BITS, port = slot % PORTS;
+	void *table;
+
+	if (!several_sources)
+		return bpf_map_lookup_elem(&flows, &slot);
+	table = bpf_map_lookup_elem(&flow_tables, &source);
+	return table ? bpf_map_lookup_elem(table, &port) : NULL;
 }
 
 /* Of the client's tuple; the seed keeps its groups unknown to clients. */
@@ -96,25 +102,34 @@ static __always_inline __u32 source_turn(__u32 hash, __u32 count)
 }
 
 /*
- * Of the source addresses that the packet's flow may have, the nth from the one
+ * Of the source addresses that a flow of this family may have, the nth from the one
  * that its hash names.
  */
-static __always_inline __u32 nth_source(const struct packet *packet, __u32 nth)
+static __always_inline __u32 nth_source(__u8 family, __u32 hash, __u32 nth)
 {
 	const volatile struct source_list *list =
-		is_ipv6(packet) ? &sources_v6 : &sources_v4;
-	__u32 count = list->count;
+		family == AF_INET6 ? &sources_v6 : &sources_v4;
+	__u32 turns = list->turns;
 
 	/* A constant: what is for several is cut out. */
-	if (count <= 1)
+	if (list->count <= 1)
 		return list->source[0];
-	nth += source_turn(packet->hash, count);
-	return list->source[(nth < count ? nth : nth - count) % SOURCES];
+	if (nth < turns) {
+		nth += source_turn(hash, turns);
+		nth = nth < turns ? nth : nth - turns;
+	}
+	return list->source[nth % SOURCES];
 }
 
 static __always_inline __u32 source_count(const struct packet *packet)
 {
 	return is_ipv6(packet) ? sources_v6.count : sources_v4.count;
+}
+
+/* Flows may be in any source address, whatever their homes say. */
+static __always_inline bool carries_flows(void)
+{
+	return several_sources && *(volatile __u32 *)&carries;
 }
 
 static __always_inline struct group *group_at(__u32 index)
@@ -248,12 +263,14 @@ __noinline int is_elsewhere(__u32 kind)
 	home = group_at(packet->home);
 	if (!home)
 		return false;
-	if (is_in_source(kind, nth_source(packet, 0), 1))
+	if (is_in_source(kind, nth_source(packet->family, packet->hash, 0), 1))
 		return true;
-	if (!(home->reach & SPILLED))
+	if (!(home->reach & SPILLED) && !carries_flows())
 		return false;
 	for (__u32 nth = 1; nth < SOURCES && nth < source_count(packet); nth++)
-		if (is_in_source(kind, nth_source(packet, nth), 0))
+		if (is_in_source(kind,
+				 nth_source(packet->family, packet->hash, nth),
+				 0))
 			return true;
 	return false;
 }
@@ -262,7 +279,7 @@ __noinline int is_elsewhere(__u32 kind)
 static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 							enum packet_kind kind)
 {
-	__u32 source = nth_source(packet, 0);
+	__u32 source = nth_source(packet->family, packet->hash, 0);
 	__u32 index = group_after(source, packet->hash, 0);
 	const struct group *home = group_at(index);
 	struct flow *flow;
@@ -282,7 +299,7 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 		if (found & (found - 1) && is_after(kind, source, 0))
 			return flow_at(packet->slot);
 	}
-	if (!*(const volatile __u8 *)&home->reach)
+	if (!*(const volatile __u8 *)&home->reach && !carries_flows())
 		return NULL;
 	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;
 }

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::Program;
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
 use nix::sys::statfs::{FsType, statfs};
 
 use super::Datapath;
@@ -109,7 +111,10 @@ impl Pins {
 
 /// Removes the pins of interfaces of this network namespace that are not there any
 /// more. Returns how many had some.
-pub fn remove_pins_of_others(interfaces: &[u32]) -> Result<usize> {
+///
+/// No other daemon's are touched: an interface is there before it has pins, and the kernel
+/// gives its number to no later one.
+pub fn remove_pins_of_gone() -> Result<usize> {
     let Some(place) = place() else { return Ok(0) };
     let prefix = format!("{}-", namespace()?);
     let mut removed = 0;
@@ -117,7 +122,7 @@ pub fn remove_pins_of_others(interfaces: &[u32]) -> Result<usize> {
         let name = entry.file_name();
         let index = name.to_str().and_then(|name| name.strip_prefix(&prefix));
         let index = index.and_then(|index| index.parse().ok());
-        if index.is_some_and(|index| !interfaces.contains(&index)) {
+        if index.is_some_and(|index| if_indextoname(index) == Err(Errno::ENXIO)) {
             removed += 1;
             remove(&entry.path());
         }

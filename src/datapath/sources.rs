@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The tables of flows, one for each source address. That of the first is a map of the
+//! program's own; those of others are made here, and stand in two maps of maps. All of
+//! them go from one datapath to the next as they are.
+
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result};
+
+use super::map::Map;
+use super::{Datapath, Maps};
+use crate::abi::{self, types};
+use crate::service::SOURCES_MAX;
+use crate::tables::{self, Tables};
+
+/// The maps of maps, and what the maps in them are called.
+const KINDS: [(&str, &str); 2] = [
+    ("flow_tables", "flows"),
+    ("counter_tables", "flow_counters"),
+];
+/// Sweeps, a second apart, after which nothing of the program before is left to find.
+const SWEEPS: usize = 2;
+
+/// From one datapath to the next: homes do not know yet of flows from other sources, and
+/// the flows of sources that are given up are to end.
+#[derive(Default)]
+pub(super) struct Transition {
+    sweeps_left: usize,
+    given_up: Vec<usize>,
+}
+
+/// What the table of a source is called, which is of its index.
+fn name_of(kind: &str, source: usize) -> String {
+    match (source, kind) {
+        (0, _) => kind.into(),
+        // The kernel's names are short.
+        (_, "flow_counters") => format!("counters_{source}"),
+        _ => format!("{kind}_{source}"),
+    }
+}
+
+impl Maps {
+    /// The source addresses that have tables, by their indexes.
+    pub fn sources(&self) -> Vec<usize> {
+        let all = 0..SOURCES_MAX;
+        let has_table = |source: &usize| {
+            let table = self.flow_table(*source);
+            table.is_ok_and(|table| table.max_entries as usize == abi::PORTS)
+        };
+        all.filter(has_table).collect()
+    }
+
+    pub(super) fn flow_table(&self, source: usize) -> Result<&Map> {
+        self.named(&name_of("flows", source))
+    }
+
+    /// Flows from a source address that have not ended.
+    pub fn flows_from(&self, source: usize) -> Result<usize> {
+        let mut count = 0;
+        self.flow_table(source)?.each(|_, flow: &types::flow| {
+            count += usize::from(flow.family != 0 && flow.retired == 0);
+        })?;
+        Ok(count)
+    }
+
+    /// Hands on every record, and its counters where flows' packets are counted.
+    pub fn each_flow(
+        &self,
+        mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
+    ) -> Result<()> {
+        for source in self.sources() {
+            let mut counters = Vec::new();
+            if let Ok(table) = self.named(&name_of("flow_counters", source)) {
+                table.each(|_, entry: &types::flow_counters| counters.push(*entry))?;
+            }
+            self.flow_table(source)?.each(|port, flow| {
+                let slot = (source as u32) << abi::PORT_BITS | port;
+                take(slot, flow, counters.get(port as usize));
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Datapath {
+    /// Gives each source its tables: those that it had, or new ones.
+    pub(super) fn place_sources(&mut self, tables: &Tables, old: Option<&Maps>) -> Result<()> {
+        for (index, source) in tables.sources_in_use() {
+            if source.fresh {
+                self.fill_ports(index, &source.ports)?;
+            }
+        }
+        if tables.has_several_sources() {
+            for source in 0..tables.sources.len() {
+                for (all, kind) in KINDS {
+                    self.place_table(tables, old, source, all, kind)?;
+                }
+            }
+        }
+        if old.is_none() {
+            return Ok(());
+        }
+        self.transition.sweeps_left = SWEEPS;
+        self.transition.given_up = tables.given_up.clone();
+        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            bss.carries = 1;
+            bss.given_up = tables
+                .given_up
+                .iter()
+                .fold(0, |bits, index| bits | 1 << index);
+        }
+        Ok(())
+    }
+
+    fn place_table(
+        &mut self,
+        tables: &Tables,
+        old: Option<&Maps>,
+        source: usize,
+        all: &str,
+        kind: &str,
+    ) -> Result<()> {
+        let (entries, value_bytes) = match kind {
+            "flows" => (tables.flow_records(source), size_of::<types::flow>()),
+            _ => (
+                tables.flow_counters(source),
+                size_of::<types::flow_counters>(),
+            ),
+        };
+        if entries < abi::PORTS {
+            return Ok(());
+        }
+        let name = name_of(kind, source);
+        if source > 0 {
+            let had = old.filter(|_| !tables.sources[source].fresh);
+            let had = had.and_then(|old| old.named(&name).ok());
+            let table = match had {
+                Some(table) => Map::new(table.as_fd().try_clone_to_owned()?)?,
+                None => Map::create(&name, value_bytes, entries)?,
+            };
+            self.maps.add(table);
+        }
+        let table = self.named(&name)?.as_fd().as_raw_fd();
+        self.named(all)?.put(source as u32, &table)?;
+        if tables.given_up.contains(&source) {
+            // The map of maps holds it, as long as that is needed.
+            self.maps.forget(&name);
+        } else if source > 0 {
+            self.bind(self.program().as_fd(), &[&name])?;
+        }
+        Ok(())
+    }
+
+    fn fill_ports(&self, source: usize, of: &crate::service::PortRanges) -> Result<()> {
+        let seed = self.settings.hash_seed.wrapping_add(source as u64);
+        let mut ports = types::ports::default();
+        for (number, group) in tables::groups(of, seed) {
+            let index = source << abi::GROUP_BITS | usize::from(number);
+            self.named("groups")?.put(index as u32, &group)?;
+            ports.group[ports.groups as usize] = number;
+            ports.groups += 1;
+        }
+        self.named("ports")?.put(source as u32, &ports)
+    }
+
+    pub(super) fn sources_to_sweep(&self) -> Vec<usize> {
+        let mut sources = self.sources();
+        sources.extend(&self.transition.given_up);
+        sources
+    }
+
+    /// Ends the flows of what was given up, before anything else is done with the maps.
+    pub(super) fn end_transition(&mut self) -> Result<()> {
+        while self.transition.sweeps_left > 0 && !self.transition.given_up.is_empty() {
+            self.sweep()?;
+        }
+        Ok(())
+    }
+
+    /// All sources were swept once.
+    pub(super) fn has_swept(&mut self) -> Result<()> {
+        let transition = &mut self.transition;
+        if transition.sweeps_left == 0 {
+            return Ok(());
+        }
+        transition.sweeps_left -= 1;
+        if transition.sweeps_left > 0 {
+            return Ok(());
+        }
+        let given_up = std::mem::take(transition).given_up;
+        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            (bss.carries, bss.given_up) = (0, 0);
+        }
+        for source in given_up.into_iter().filter(|source| *source > 0) {
+            for (all, _) in KINDS {
+                let all = self.named(all)?;
+                all.remove(source as u32)
+                    .with_context(|| format!("removing the tables of source {source}"))?;
+            }
+        }
+        Ok(())
+    }
+}
