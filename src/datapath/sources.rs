@@ -3,6 +3,7 @@
 //! program's own; those of others are made here, and stand in two maps of maps. All of
 //! them go from one datapath to the next as they are.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
@@ -142,13 +143,16 @@ impl Datapath {
         }
         let table = self.named(&name)?.as_fd().as_raw_fd();
         self.named(all)?.put(source as u32, &table)?;
-        if tables.given_up.contains(&source) {
+        match (source, tables.given_up.contains(&source)) {
+            // A map of the program's own.
+            (0, _) => Ok(()),
             // The map of maps holds it, as long as that is needed.
-            self.maps.forget(&name);
-        } else if source > 0 {
-            self.bind(self.program().as_fd(), &[&name])?;
+            (_, true) => {
+                self.maps.forget(&name);
+                Ok(())
+            }
+            (_, false) => self.bind(self.program().as_fd(), &[&name]),
         }
-        Ok(())
     }
 
     fn fill_ports(&self, source: usize, of: &crate::service::PortRanges) -> Result<()> {
@@ -163,10 +167,10 @@ impl Datapath {
         self.named("ports")?.put(source as u32, &ports)
     }
 
-    pub(super) fn sources_to_sweep(&self) -> Vec<usize> {
-        let mut sources = self.sources();
-        sources.extend(&self.transition.given_up);
-        sources
+    pub(super) fn sources_to_sweep(&self) -> BTreeSet<usize> {
+        let all = self.sources().into_iter();
+        let all = all.chain(self.transition.given_up.iter().copied());
+        BTreeSet::from_iter(all)
     }
 
     /// Ends the flows of what was given up, before anything else is done with the maps.

@@ -103,7 +103,7 @@ fn flows_go_on_where_sources_are_added() {
     if !root_or_skip("flows_go_on_where_sources_are_added") {
         return;
     }
-    let mut rig = Rig::new(&sending_from(&["10.0.0.10"], 2399), GENERIC);
+    let mut rig = Rig::new(&sending_from(&["10.0.0.10"], 2999), GENERIC);
     let mut flows = open(&rig, 0..200);
     let sources = ["10.0.0.10", "10.0.0.11", "fd00::10", "10.0.0.12"];
     for (count, number) in [(2, 1000), (3, 2000), (4, 3000)] {
@@ -113,11 +113,11 @@ fn flows_go_on_where_sources_are_added() {
             .copied()
             .filter(|s| !s.contains(':'))
             .collect();
-        let mut config = sending_from(&v4, 2399);
+        let mut config = sending_from(&v4, 2999);
         if count > 2 {
             let mut v6 = service("[fd00::5]:80", &[("[fd00::2]:80", 1)]);
             v6.source = vec!["fd00::10".parse().unwrap()];
-            v6.source_ports = PortRanges::new(vec![FIRST..=2399]).unwrap();
+            v6.source_ports = PortRanges::new(vec![FIRST..=2999]).unwrap();
             config.services.push(v6);
         }
         let mut old = follow(&mut rig, &config, false);
@@ -153,11 +153,11 @@ fn flows_of_a_source_that_leaves_go_on_and_none_begin_there() {
     if !root_or_skip("flows_of_a_source_that_leaves_go_on_and_none_begin_there") {
         return;
     }
-    let both = sending_from(&["10.0.0.10", "10.0.0.11"], 2399);
+    let both = sending_from(&["10.0.0.10", "10.0.0.11"], 2999);
     for (left, index) in [("10.0.0.10", 1), ("10.0.0.11", 0)] {
         let mut rig = Rig::new(&both, GENERIC);
         let mut flows = open(&rig, 0..200);
-        drop(follow(&mut rig, &sending_from(&[left], 2399), false));
+        drop(follow(&mut rig, &sending_from(&[left], 2999), false));
         all_go_on(&rig, &flows);
         seconds_pass(&mut rig);
         let latest = open(&rig, 1000..1100);
@@ -178,7 +178,7 @@ fn flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted() {
     if !root_or_skip("flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted") {
         return;
     }
-    let both = sending_from(&["10.0.0.10", "10.0.0.11"], 2399);
+    let both = sending_from(&["10.0.0.10", "10.0.0.11"], 2999);
     for (stays, given_up) in [("10.0.0.10", 1), ("10.0.0.11", 0)] {
         let mut rig = Rig::new(&both, GENERIC);
         let flows = open(&rig, 0..200);
@@ -187,7 +187,7 @@ fn flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted() {
             .iter()
             .partition(|(_, (source, _))| source.ip() == stay);
         assert!(staying.len() > 60 && gone.len() > 60);
-        drop(follow(&mut rig, &sending_from(&[stays], 2399), true));
+        drop(follow(&mut rig, &sending_from(&[stays], 2999), true));
         all_go_on(&rig, &staying);
         for (number, path) in &gone {
             let flow = Exchange::new(&rig, WEB, *number).with_path(*path);
@@ -200,7 +200,7 @@ fn flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted() {
         // Its place is another one's, whose ports are all free.
         drop(follow(
             &mut rig,
-            &sending_from(&[stays, "10.0.0.12"], 2399),
+            &sending_from(&[stays, "10.0.0.12"], 2999),
             true,
         ));
         let twelve: IpAddr = "10.0.0.12".parse().unwrap();
