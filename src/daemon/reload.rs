@@ -89,7 +89,7 @@ impl Daemon {
             |address| path_of(reach_of(&neighbours, &trunk, address)),
             has_flows,
         )?;
-        let ended = leave_sources(&mut tables, &self.datapath).await?;
+        let ended = leave_sources(&mut tables, &self.tables, &self.datapath).await?;
         tables.set_held(&neighbours.held());
         tables.take_health(now_s()?, |target| checks.health(target));
         tables.drain(now_s()?);

@@ -12,23 +12,31 @@ use super::routes::{path_of, reach_of};
 use super::update::now_s;
 use crate::datapath::{self, Maps};
 use crate::neighbour;
-use crate::tables::Tables;
+use crate::tables::{Tables, Tenure};
 
 /// Gives up the sources that are configured no more, but for those that the host still
 /// has and flows come from. Returns what becomes of flows, in lines.
-pub(super) async fn leave_sources(tables: &mut Tables, old: &Maps) -> Result<Vec<String>> {
+pub(super) async fn leave_sources(
+    tables: &mut Tables,
+    old: &Tables,
+    maps: &Maps,
+) -> Result<Vec<String>> {
     let (mut given_up, mut lines) = (Vec::new(), Vec::new());
     for (index, address) in tables.leaving_sources() {
-        let flows = old.flows_from(index)?;
-        let stays = flows > 0 && neighbour::is_held(address).await?;
-        if !stays {
-            given_up.push(index);
+        let flows = maps.flows_from(index)?;
+        let of_them = match flows {
+            1 => format!("1 flow from {address}"),
+            _ => format!("{flows} flows from {address}"),
+        };
+        if flows > 0 && neighbour::is_held(address).await? {
+            if old.sources[index].tenure == Tenure::Configured {
+                lines.push(format!("{of_them} kept, no new ones begin there"));
+            }
+            continue;
         }
+        given_up.push(index);
         if flows > 0 {
-            lines.push(match stays {
-                true => format!("{flows} flows from {address} go on, and no new ones begin there"),
-                false => format!("{flows} flows from {address} end, as the host has it no more"),
-            });
+            lines.push(format!("{of_them} ended, as the host has it no more"));
         }
     }
     tables.give_up(&given_up)?;
@@ -85,7 +93,7 @@ impl Daemon {
             |address| path_of(reach_of(&self.neighbours, &self.trunk, address)),
             |index| counters.backends[index - 1].flows() > 0,
         )?;
-        let ended = leave_sources(&mut tables, &self.datapath).await?;
+        let ended = leave_sources(&mut tables, &self.tables, &self.datapath).await?;
         tables.set_held(&self.neighbours.held());
         tables.drain(now_s()?);
         tables.place_services(&self.tables, &self.config, datapath::tick()?);

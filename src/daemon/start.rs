@@ -80,7 +80,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
     let mut ended = Vec::new();
     if let Some(found) = &found {
-        ended = leave_sources(&mut tables, found.maps()?).await?;
+        ended = leave_sources(&mut tables, &old, found.maps()?).await?;
     }
     tables.set_held(&neighbours.held());
     tables.take_health(now_s()?, |target| checks.health(target));

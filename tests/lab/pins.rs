@@ -129,8 +129,11 @@ fn pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next() {
     let test = "pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next";
     let Some(lab) = crate::lab(test) else { return };
     let bpffs = Bpffs::mount(&lab);
-    let dummy = |name: &str, address: &str| {
-        lab.at("lb", &format!("ip link add {name} type dummy"));
+    let add = |name: &str, address: &str| {
+        lab.at(
+            "lb",
+            &format!("ip link add {name} type veth peer name {name}-end"),
+        );
         lab.at("lb", &format!("ip addr add {address}/24 dev {name}"));
         lab.at("lb", &format!("ip link set {name} up"));
     };
@@ -139,7 +142,7 @@ fn pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next() {
         lab.balance_by(&format!("{} {line}", bpffs.within))
     };
     // By the daemon that waits for it.
-    dummy("one", "10.1.0.1");
+    add("one", "10.1.0.1");
     let lb = serve("one", "10.1.0.");
     assert_eq!(bpffs.programs().len(), 1);
     lab.at("lb", "ip link del one");
@@ -149,11 +152,11 @@ fn pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next() {
     }
     kill_9(lb);
     // By the daemon of another interface, whose own stay.
-    dummy("two", "10.2.0.1");
+    add("two", "10.2.0.1");
     kill_9(serve("two", "10.2.0."));
     let left = bpffs.programs();
     lab.at("lb", "ip link del two");
-    dummy("three", "10.3.0.1");
+    add("three", "10.3.0.1");
     kill_9(serve("three", "10.3.0."));
     let lb = bpffs.balance();
     assert!(!lb.log().contains("pins of"), "{}", lb.log());
