@@ -201,8 +201,8 @@ impl Daemon {
         match (self.reach(table), table.path.source) {
             (Some(Reach::Unresolved { why, .. }), _) => Some(why),
             (_, Some(source)) if self.tables.source_index(source).is_none() => Some(format!(
-                "the address that reaches it is now {source}, which has no port table; start \
-                 again to give it one"
+                "the address that reaches it is now {source}, which has no ports: a reload gives \
+                 it some"
             )),
             _ => None,
         }
