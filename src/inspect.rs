@@ -6,16 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use crate::commands::{interfaces, nothing_runs};
-use crate::config;
 use crate::control::{self, Request, Response};
 use crate::daemon;
 use crate::datapath::{self, Found, Hook, Maps};
 use crate::flows::{Filter, Flows};
-use crate::neighbour::{self, DisplayMac};
-use crate::service::Health;
-use crate::stats::BackendCounters;
+use crate::neighbour;
 use crate::status::{BackendStatus, ServiceStatus, Status};
-use crate::tables::{BackendTable, Tables, Tenure};
 
 /// What runs on an interface, or on all of this network namespace.
 ///
@@ -103,28 +99,10 @@ fn print<T: Serialize + ToString>(
 fn left_status(interface: String, program_id: u32, hook: Hook, maps: &Maps) -> Result<Status> {
     let tables = maps.tables()?;
     let counters = maps.counters(tables.backends.len())?;
-    let mut services = Vec::new();
-    for service in tables.configured() {
-        let mut status = ServiceStatus {
-            name: service.name.clone(),
-            listen: service.listen.to_string(),
-            forwarding: "nat".into(),
-            scheduler: config::scheduler_word(service.scheduler).into(),
-            flows: 0,
-            counters: BackendCounters::default(),
-            backends: Vec::new(),
-        };
-        for (backend, counters) in tables.backends.iter().zip(&counters.backends) {
-            let owner = &tables.services[backend.service];
-            if backend.tenure != Tenure::Vacant && owner.listen == service.listen {
-                status.counters.add(counters);
-                let backend = left_backend(&tables, backend, counters)?;
-                status.backends.push(backend);
-            }
-        }
-        status.flows = status.counters.flows();
-        services.push(status);
-    }
+    let now_s = daemon::now_s()?;
+    let services = ServiceStatus::all(&tables, &counters.backends, |backend, counters| {
+        BackendStatus::of(&tables, backend, counters, now_s)
+    });
     Ok(Status {
         interface,
         mode: hook.name().into(),
@@ -134,45 +112,5 @@ fn left_status(interface: String, program_id: u32, hook: Hook, maps: &Maps) -> R
         flows_capacity: tables.capacity() as u64,
         services,
         packets: counters.packets(),
-    })
-}
-
-fn left_backend(
-    tables: &Tables,
-    backend: &BackendTable,
-    counters: &BackendCounters,
-) -> Result<BackendStatus> {
-    let service = &tables.services[backend.service].entry;
-    let configured = &service.source[..usize::from(service.source_count)];
-    let sources = configured.iter().map(|index| usize::from(*index));
-    let sources: Vec<_> = sources
-        .filter_map(|index| tables.sources.get(index).map(|s| s.address))
-        .collect();
-    let condition = &backend.condition;
-    let draining_for = daemon::now_s()?.saturating_sub(condition.draining_since_s);
-    Ok(BackendStatus {
-        address: backend.backend.to_string(),
-        weight: backend.backend.weight,
-        state: match (backend.tenure, condition.health) {
-            (Tenure::Leaving, _) => "leaving",
-            _ if backend.drains() => "draining",
-            _ if backend.path.mac.is_none() => "unreachable",
-            (_, Health::Down) => "down",
-            (_, Health::Up | Health::Unknown) => "up",
-        }
-        .into(),
-        reason: None,
-        health: None,
-        drained: condition.drained,
-        draining_for_seconds: backend.drains().then_some(draining_for.into()),
-        mac: backend.path.mac.map(|mac| DisplayMac(mac).to_string()),
-        next_hop: None,
-        source: backend.path.source,
-        sources: match sources.is_empty() {
-            true => Vec::from_iter(backend.path.source),
-            false => sources,
-        },
-        flows: counters.flows(),
-        counters: *counters,
     })
 }

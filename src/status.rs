@@ -6,7 +6,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config;
+use crate::neighbour::DisplayMac;
+use crate::service::Health;
 use crate::stats::{BackendCounters, Packets};
+use crate::tables::{BackendTable, Tables, Tenure};
 
 /// One running load balancer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,7 +82,79 @@ pub struct HealthStatus {
     pub error: Option<String>,
 }
 
+impl ServiceStatus {
+    /// The configured services, with what `tell` says of each of their backends.
+    pub fn all(
+        tables: &Tables,
+        counters: &[BackendCounters],
+        tell: impl Fn(&BackendTable, &BackendCounters) -> BackendStatus,
+    ) -> Vec<ServiceStatus> {
+        let services = tables.configured().into_iter();
+        let mut services: Vec<ServiceStatus> = services
+            .map(|service| ServiceStatus {
+                name: service.name.clone(),
+                listen: service.listen.to_string(),
+                forwarding: "nat".into(),
+                scheduler: config::scheduler_word(service.scheduler).into(),
+                flows: 0,
+                counters: BackendCounters::default(),
+                backends: Vec::with_capacity(service.backends.len()),
+            })
+            .collect();
+        for (backend, counters) in tables.backends.iter().zip(counters) {
+            let owner = &tables.services[backend.service];
+            if backend.tenure == Tenure::Vacant || owner.tenure != Tenure::Configured {
+                continue;
+            }
+            let service = &mut services[owner.number];
+            service.counters.add(counters);
+            service.flows = service.counters.flows();
+            service.backends.push(tell(backend, counters));
+        }
+        services
+    }
+}
+
 impl BackendStatus {
+    /// As far as the tables know it.
+    pub fn of(
+        tables: &Tables,
+        backend: &BackendTable,
+        counters: &BackendCounters,
+        now_s: u32,
+    ) -> BackendStatus {
+        let condition = &backend.condition;
+        let draining_for = now_s.saturating_sub(condition.draining_since_s);
+        let configured = tables.services[backend.service].sources();
+        let sources = configured.filter_map(|source| Some(tables.sources.get(source)?.address));
+        let mut sources: Vec<IpAddr> = sources.collect();
+        if sources.is_empty() {
+            sources.extend(backend.path.source);
+        }
+        BackendStatus {
+            address: backend.backend.to_string(),
+            weight: backend.backend.weight,
+            state: match (backend.tenure, condition.health) {
+                (Tenure::Leaving, _) => "leaving",
+                _ if backend.drains() => "draining",
+                _ if backend.path.mac.is_none() => "unreachable",
+                (_, Health::Down) => "down",
+                (_, Health::Up | Health::Unknown) => "up",
+            }
+            .into(),
+            reason: None,
+            health: None,
+            drained: condition.drained,
+            draining_for_seconds: backend.drains().then_some(draining_for.into()),
+            mac: backend.path.mac.map(|mac| DisplayMac(mac).to_string()),
+            next_hop: None,
+            source: backend.path.source,
+            sources,
+            flows: counters.flows(),
+            counters: *counters,
+        }
+    }
+
     /// Why it gets no new flows and since when; empty if it does.
     fn remark(&self) -> String {
         let since = match (&*self.state, &self.health) {

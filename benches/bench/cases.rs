@@ -10,7 +10,7 @@ use xdp_proxy::datapath::{Hook, Settings};
 use xdp_proxy::service::{Protocol, Service};
 
 use crate::Effort;
-use crate::common::frames::Sum;
+use crate::common::frame::Sum;
 use crate::common::rig::*;
 use crate::packets::{Case, establish};
 use crate::stream::{Kind, SEGMENT, Stream};

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::requests::{CONTENDERS, Contender, KEPT, LOADS, OPENED};
-use crate::results::{RequestCase, Results, median};
+use crate::results::{RequestCase, Results};
 use crate::svg::Svg;
 use crate::targets;
 
@@ -51,7 +51,7 @@ fn bars(svg: &mut Svg, bars: &[Bar], (left, top): (f64, f64), (labels, width): (
         .map(|bar| bar.value)
         .chain(goals)
         .fold(0.0, f64::max);
-    let scale = (width - labels - 60.0) / most;
+    let scale = (width - labels - 100.0) / most;
     let zero = left + labels;
     for (bar, row) in bars.iter().zip(0..) {
         let y = top + f64::from(row) * ROW;
@@ -260,10 +260,13 @@ fn requests(results: &Results) -> Svg {
 }
 
 fn processor(results: &Results) -> Svg {
-    let title = "Processor time per request: client, load balancer and servers together";
+    let title = "Processor time per request, client and servers included (beyond the direct path)";
     panels(results, title, &measured_loads(results), |case| {
-        let us = median(case.rounds.iter().map(|round| round.cpu_us_per_request));
-        (us, format!("{us:.0} us"))
+        let us = case.median(|round| round.cpu_us_per_request);
+        let added = results.added_us(&case.load, &case.contender, DIRECT);
+        let added = added.filter(|_| case.contender != DIRECT);
+        let added = added.map_or(String::new(), |added| format!(" ({added:+.1})"));
+        (us, format!("{us:.0} us{added}"))
     })
 }
 

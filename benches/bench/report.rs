@@ -93,7 +93,7 @@ fn requests(results: &Results) {
         if case.load != load {
             load = &case.load;
             println!(
-                "\n{:24} {:>10} {:>9} {:>8} {:>8} {:>8} {:>10} {:>12}",
+                "\n{:24} {:>10} {:>9} {:>8} {:>8} {:>8} {:>10} {:>8} {:>12}",
                 load,
                 "requests/s",
                 "of direct",
@@ -101,10 +101,13 @@ fn requests(results: &Results) {
                 "p99 us",
                 "p99.9 us",
                 "CPU us/req",
+                "added us",
                 "1st byte us"
             );
         }
-        let direct = results.request_ratio(load, &case.contender, Contender::Direct.name());
+        let direct = Contender::Direct.name();
+        let share = results.request_ratio(load, &case.contender, direct);
+        let added = results.added_us(load, &case.contender, direct);
         let first_byte = median(case.rounds.iter().filter_map(|round| round.first_byte_us));
         let first_byte = if first_byte.is_nan() {
             String::new()
@@ -112,14 +115,15 @@ fn requests(results: &Results) {
             format!("{first_byte:.0}")
         };
         println!(
-            "{:24} {:>10.0} {:>9.2} {:>8.0} {:>8.0} {:>8.0} {:>10.1} {first_byte:>12}",
+            "{:24} {:>10.0} {:>9.2} {:>8.0} {:>8.0} {:>8.0} {:>10.1} {:>8.1} {first_byte:>12}",
             case.contender,
             case.median(|round| round.requests_per_s),
-            direct.unwrap_or(f64::NAN),
+            share.unwrap_or(f64::NAN),
             case.median(|round| round.p50_us),
             case.median(|round| round.p99_us),
             case.median(|round| round.p999_us),
             case.median(|round| round.cpu_us_per_request),
+            added.unwrap_or(f64::NAN),
         );
     }
 }

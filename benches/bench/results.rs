@@ -179,15 +179,33 @@ impl Results {
 
     /// A contender's rate as a share of another's in the same round, the median.
     pub fn request_ratio(&self, load: &str, contender: &str, other: &str) -> Option<f64> {
+        self.compare(load, contender, other, |one, other| {
+            one.requests_per_s / other.requests_per_s
+        })
+    }
+
+    /// Processor time per request beyond another contender's in the same round, in
+    /// microseconds, the median.
+    pub fn added_us(&self, load: &str, contender: &str, other: &str) -> Option<f64> {
+        self.compare(load, contender, other, |one, other| {
+            one.cpu_us_per_request - other.cpu_us_per_request
+        })
+    }
+
+    fn compare(
+        &self,
+        load: &str,
+        contender: &str,
+        other: &str,
+        compare: impl Fn(&RequestRound, &RequestRound) -> f64,
+    ) -> Option<f64> {
         let of = |contender: &str| {
             let mut cases = self.requests.iter();
             cases.find(|case| case.load == load && case.contender == contender)
         };
         let (one, other) = (of(contender)?, of(other)?);
         let pairs = one.rounds.iter().zip(&other.rounds);
-        Some(median(pairs.map(|(one, other)| {
-            one.requests_per_s / other.requests_per_s
-        })))
+        Some(median(pairs.map(|(one, other)| compare(one, other))))
     }
 }
 

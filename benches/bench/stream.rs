@@ -7,8 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use xdp_proxy::service::Protocol;
 
 use crate::bpf::{FRAME_BYTES, Plan};
-use crate::common::frame::{Frame, Network, Transport};
-use crate::common::frames::{ACK, RST, SYN, Sum};
+use crate::common::frame::{ACK, Frame, Network, RST, SYN, Sum, Transport};
 use crate::common::rig::*;
 
 /// Shorter frames are padded to it, as Ethernet does; bench.bpf.c writes 8 bytes

@@ -21,7 +21,7 @@
 #ifndef __XDP_PROXY_CHECKSUM_H__
 #define __XDP_PROXY_CHECKSUM_H__
 
-#include "parse.h"
+#include "packet.h"
 
 /* The longest segment whose sum is taken: jumbo frames. */
 #define SUM_BYTES_MAX 9216

@@ -17,6 +17,7 @@
 #define __XDP_PROXY_FLOW_H__
 
 #include "backend.h"
+#include "check.h"
 #include "checksum.h"
 #include "link.h"
 

@@ -6,7 +6,7 @@
 #ifndef __XDP_PROXY_LINK_H__
 #define __XDP_PROXY_LINK_H__
 
-#include "parse.h"
+#include "packet.h"
 
 #define MACS_BYTES (2 * ETH_ALEN)
 

@@ -6,7 +6,7 @@
 #ifndef __XDP_PROXY_STATS_H__
 #define __XDP_PROXY_STATS_H__
 
-#include "parse.h"
+#include "packet.h"
 
 static __always_inline struct backend_counters *counters_of(__u32 backend)
 {

@@ -13,7 +13,7 @@ use super::update::now_s;
 use crate::config::{self, HostPorts};
 use crate::health::Report;
 use crate::manager;
-use crate::neighbour::{self, DisplayMac, Reach};
+use crate::neighbour::{self, Reach};
 use crate::service::{Health, Service};
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status};
@@ -154,32 +154,10 @@ impl Daemon {
     pub(super) fn status(&self) -> Result<Status> {
         let now_s = now_s()?;
         let counters = self.datapath.counters(self.tables.backends.len())?;
-        let mut services: Vec<ServiceStatus> = self
-            .config
-            .services
-            .iter()
-            .map(|service| ServiceStatus {
-                name: service.name.clone(),
-                listen: service.listen.to_string(),
-                forwarding: "nat".into(),
-                scheduler: config::scheduler_word(service.scheduler).into(),
-                flows: 0,
-                counters: BackendCounters::default(),
-                backends: Vec::with_capacity(service.backends.len()),
-            })
-            .collect();
-        for (table, counters) in self.tables.backends.iter().zip(&counters.backends) {
-            let owner = &self.tables.services[table.service];
-            if table.tenure == Tenure::Vacant || owner.tenure != Tenure::Configured {
-                continue;
-            }
-            let service = &mut services[owner.number];
-            service.counters.add(counters);
-            service.flows = service.counters.flows();
-            service
-                .backends
-                .push(self.backend_status(table, counters, now_s));
-        }
+        let tell = |table: &BackendTable, counters: &BackendCounters| {
+            self.backend_status(table, counters, now_s)
+        };
+        let services = ServiceStatus::all(&self.tables, &counters.backends, tell);
         Ok(Status {
             interface: self.interface.name.clone(),
             mode: self.attachment.hook().name().into(),
@@ -269,22 +247,11 @@ impl Daemon {
             error,
         });
         BackendStatus {
-            address: table.backend.to_string(),
-            weight: table.backend.weight,
             state: state.into(),
             reason,
             health,
-            drained: condition.drained,
-            draining_for_seconds: table.drains().then(|| for_s(condition.draining_since_s)),
-            mac: table.path.mac.map(|mac| DisplayMac(mac).to_string()),
             next_hop,
-            source: table.path.source,
-            sources: match &service.source[..] {
-                [] => Vec::from_iter(table.path.source),
-                configured => configured.to_vec(),
-            },
-            flows: counters.flows(),
-            counters: *counters,
+            ..BackendStatus::of(&self.tables, table, counters, now_s)
         }
     }
 }

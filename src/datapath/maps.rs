@@ -177,9 +177,8 @@ impl Maps {
     /// The counters of all CPUs added up; `backends` as many as were loaded.
     pub fn counters(&self, backends: usize) -> Result<Counters> {
         let mut counters = Counters::default();
-        let outcomes = self.named("outcome_counters")?;
-        for (counter, index) in counters.outcomes.iter_mut().zip(0u32..) {
-            *counter = outcomes.per_cpu::<u64>(index)?.iter().sum();
+        for (counter, code) in counters.outcomes.iter_mut().zip(0..) {
+            *counter = self.counter(abi::OutcomeCode(code))?;
         }
         let of_cpus = self.named("backend_counters")?;
         let earlier = self.named("earlier")?;
@@ -191,6 +190,12 @@ impl Maps {
             counters.backends.push(total);
         }
         Ok(counters)
+    }
+
+    /// How many packets had this outcome.
+    pub fn counter(&self, code: abi::OutcomeCode) -> Result<u64> {
+        let outcomes = self.named("outcome_counters")?;
+        Ok(outcomes.per_cpu::<u64>(code.0)?.iter().sum())
     }
 
     /// Goes on with the counts of the maps whose place these have taken, but for

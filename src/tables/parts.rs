@@ -52,6 +52,15 @@ pub struct BackendTable {
     pub condition: Condition,
 }
 
+impl ServiceTable {
+    /// The source addresses that the configuration names, by their indexes.
+    pub fn sources(&self) -> impl Iterator<Item = usize> {
+        let sources = self.entry.source.iter();
+        let sources = sources.take(self.entry.source_count.into());
+        sources.map(|index| usize::from(*index))
+    }
+}
+
 impl BackendTable {
     /// The path after news of it.
     pub fn path_after(&self, news: Path) -> Path {

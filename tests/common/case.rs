@@ -8,8 +8,8 @@ use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath::Settings;
 use xdp_proxy::stats::Counters;
 
-use super::connection::*;
-use super::frames::*;
+use super::exchange::*;
+use super::frame::*;
 use super::icmp::*;
 use super::rig::*;
 
@@ -26,7 +26,7 @@ pub struct Packet {
     from: End,
     flags: u8,
     payload_bytes: usize,
-    edit: fn(&mut Segment),
+    edit: fn(&mut Frame),
     damage: fn(&mut Vec<u8>),
 }
 
@@ -55,7 +55,7 @@ impl Packet {
         }
     }
 
-    pub const fn edit(self, edit: fn(&mut Segment)) -> Packet {
+    pub const fn edit(self, edit: fn(&mut Frame)) -> Packet {
         Packet { edit, ..self }
     }
 
@@ -63,20 +63,20 @@ impl Packet {
         Packet { damage, ..self }
     }
 
-    fn segment(&self, connection: &Connection) -> Segment {
-        let mut segment = match self.from {
-            End::Client => connection.client_segment(self.flags),
-            End::Backend => connection.backend_segment(self.flags),
+    fn frame(&self, connection: &Exchange) -> Frame {
+        let mut frame = match self.from {
+            End::Client => connection.client_frame(self.flags),
+            End::Backend => connection.backend_frame(self.flags),
         };
-        segment.payload = pattern(self.payload_bytes);
-        (self.edit)(&mut segment);
-        segment
+        frame.payload = pattern(self.payload_bytes);
+        (self.edit)(&mut frame);
+        frame
     }
 
-    fn bytes(&self, segment: &Segment, sum: Sum) -> Vec<u8> {
-        let mut frame = segment.bytes(sum);
-        (self.damage)(&mut frame);
-        frame
+    fn bytes(&self, frame: &Frame, sum: Sum) -> Vec<u8> {
+        let mut bytes = frame.bytes(sum);
+        (self.damage)(&mut bytes);
+        bytes
     }
 }
 
@@ -140,74 +140,59 @@ impl Case {
     }
 
     fn check(&self, rig: &Rig, number: u32, sum: Sum) {
-        let mut connection = Connection::new(rig, number);
-        connection.sum = sum;
+        let mut connection = Exchange::new(rig, WEB, number).with_sum(sum);
         for packet in self.before {
-            let segment = packet.segment(&connection);
-            let ran = rig.run(&packet.bytes(&segment, sum));
-            assert_eq!(ran.verdict, XDP_TX, "an earlier packet: {segment:?}");
-            let out = Segment::parse(&ran.frame);
+            let frame = packet.frame(&connection);
+            let ran = rig.run(&packet.bytes(&frame, sum));
+            assert_eq!(ran.verdict, XDP_TX, "an earlier packet: {frame:?}");
             if packet.from == End::Client {
-                connection.client_mac = segment.from_mac;
-                connection.path = Some(Path {
-                    source: out.source(),
-                    backend: out.destination(),
-                });
+                connection.client_mac = frame.from_mac;
+                connection.path = Some(Path::of(&ran.frame));
             }
         }
-        let segment = self.packet.segment(&connection);
-        let frame = self.packet.bytes(&segment, sum);
+        let frame = self.packet.frame(&connection);
+        let sent = self.packet.bytes(&frame, sum);
 
         let before = rig.counters();
-        let ran = rig.run(&frame);
+        let ran = rig.run(&sent);
         let after = rig.counters();
 
-        let out_sum = connection.sum_out();
-        let path = match self.expect {
-            Expect::Forwarded if connection.path.is_some() => connection.path,
-            Expect::Forwarded | Expect::ForwardedAnew => {
-                let out = Segment::parse(&ran.frame);
-                Some(Path {
-                    source: out.source(),
-                    backend: out.destination(),
-                })
-            }
-            _ => connection.path,
-        };
+        let earlier = connection.path;
         let (verdict, code, bytes) = match self.expect {
-            Expect::Passed => (XDP_PASS, OutcomeCode::OUTCOME_PASSED, frame.clone()),
+            Expect::Passed => (XDP_PASS, OutcomeCode::OUTCOME_PASSED, sent),
             Expect::Forwarded | Expect::ForwardedAnew => {
-                let out = Connection::forwarded(&segment, path.expect("set above"));
-                (XDP_TX, OutcomeCode::OUTCOME_FORWARDED, out.bytes(out_sum))
+                if earlier.is_none() || matches!(self.expect, Expect::ForwardedAnew) {
+                    connection.path = Some(Path::of(&ran.frame));
+                }
+                let out = connection.forwarded(&frame).bytes(connection.sum_out());
+                (XDP_TX, OutcomeCode::OUTCOME_FORWARDED, out)
             }
-            Expect::Returned => (
-                XDP_TX,
-                OutcomeCode::OUTCOME_RETURNED,
-                connection.returned(&segment).bytes(out_sum),
-            ),
+            Expect::Returned => {
+                let out = connection.returned(&frame).bytes(connection.sum_out());
+                (XDP_TX, OutcomeCode::OUTCOME_RETURNED, out)
+            }
             Expect::Reset(code, sequence, acknowledgement) => {
-                let mut reset = connection.reset(&segment);
-                reset.tcp.sequence_number = sequence;
-                reset.tcp.acknowledgment_number = acknowledgement.unwrap_or(0);
-                reset.set_flags(RST | if acknowledgement.is_some() { ACK } else { 0 });
-                (XDP_TX, code, reset.bytes(out_sum))
+                let mut reset = connection.reset(&frame);
+                let tcp = reset.tcp();
+                tcp.sequence_number = sequence;
+                tcp.acknowledgment_number = acknowledgement.unwrap_or(0);
+                set_flags(tcp, RST | if acknowledgement.is_some() { ACK } else { 0 });
+                (XDP_TX, code, reset.bytes(connection.sum_out()))
             }
-            Expect::Dropped(code) => (XDP_DROP, code, frame.clone()),
+            Expect::Dropped(code) => (XDP_DROP, code, sent),
             Expect::TimeExceeded => {
-                let completed = out_sum == Sum::Partial;
-                let transport_at = ETHERNET_BYTES + segment.ip.header_len();
-                let completed_at = completed.then_some(16);
-                (
-                    XDP_TX,
-                    OutcomeCode::OUTCOME_TIME_EXCEEDED,
-                    icmp_answer(&frame, transport_at, Told::TimeExceeded, completed_at),
-                )
+                let completed = connection.sum_out() == Sum::Partial;
+                let completed_at = completed.then(|| frame.checksum_at());
+                let at = frame.transport_at();
+                let told = icmp_answer(&sent, at, Told::TimeExceeded, completed_at);
+                (XDP_TX, OutcomeCode::OUTCOME_TIME_EXCEEDED, told)
             }
         };
+        let path = connection.path;
         assert_eq!(ran.verdict, verdict, "verdict");
         assert_eq!(ran.frame, bytes, "every byte out");
         if let Expect::ForwardedAnew = self.expect {
-            assert_ne!(path, connection.path, "another port");
+            assert_ne!(path, earlier, "another port");
         }
         let moved = self.moved(&before, code, &bytes, path, rig);
         assert_eq!(after, moved, "the counters that moved");
@@ -227,7 +212,7 @@ impl Case {
         let Some(path) = path else {
             return counters;
         };
-        let index = rig.backend_index(path.backend.into());
+        let index = rig.backend_index(path.backend);
         let backend = &mut counters.backends[index - 1];
         if code == OutcomeCode::OUTCOME_FORWARDED {
             backend.forwarded_packets += 1;

@@ -8,19 +8,37 @@ use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath;
 use xdp_proxy::service::Protocol;
 
-use super::connection::{BACKEND_SEQUENCE, CLIENT_SEQUENCE};
 use super::frame::*;
-use super::frames::*;
 use super::icmp::*;
 use super::rig::*;
 
-/// The source address and port of a flow, and its backend.
-pub type Path = (SocketAddr, SocketAddr);
+/// What most tests serve.
+pub const WEB: &str = "10.0.0.5:80";
+
+/// The sequence numbers of both ends' segments.
+pub const CLIENT_SEQUENCE: u32 = 1000;
+pub const BACKEND_SEQUENCE: u32 = 5000;
+
+/// How a flow looks from its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Path {
+    pub source: SocketAddr,
+    pub backend: SocketAddr,
+}
+
+impl Path {
+    /// That a packet took to a backend.
+    pub fn of(frame: &[u8]) -> Path {
+        let (source, backend) = ends_of(frame);
+        Path { source, backend }
+    }
+}
 
 pub struct Exchange<'rig> {
     pub rig: &'rig Rig,
     pub protocol: Protocol,
     pub client: SocketAddr,
+    pub client_mac: [u8; 6],
     pub service: SocketAddr,
     /// Known once a packet reached the backend.
     pub path: Option<Path>,
@@ -58,6 +76,7 @@ impl<'rig> Exchange<'rig> {
             rig,
             protocol,
             client: client_of(service, number),
+            client_mac: CLIENT_MAC,
             service,
             path: None,
             sum: Sum::Complete,
@@ -86,9 +105,14 @@ impl<'rig> Exchange<'rig> {
         self.path.expect("a packet reached a backend before")
     }
 
+    /// That NAT picked.
+    pub fn port(&self) -> u16 {
+        self.path().source.port()
+    }
+
     /// Flags are for TCP alone.
     pub fn client_frame(&self, flags: u8) -> Frame {
-        let macs = (CLIENT_MAC, LB_MAC);
+        let macs = (self.client_mac, LB_MAC);
         let mut frame = Frame::new(self.protocol, macs, self.client, self.service);
         frame.tags = self.tags[0].clone();
         if self.protocol == Protocol::Tcp {
@@ -102,7 +126,7 @@ impl<'rig> Exchange<'rig> {
     }
 
     pub fn backend_frame(&self, flags: u8) -> Frame {
-        let (source, backend) = self.path();
+        let Path { source, backend } = self.path();
         let macs = (backend_mac(backend.ip()), LB_MAC);
         let mut frame = Frame::new(self.protocol, macs, backend, source);
         frame.tags = self.tags[1].clone();
@@ -117,7 +141,7 @@ impl<'rig> Exchange<'rig> {
 
     /// What must come out where `frame` reaches the backend.
     pub fn forwarded(&self, frame: &Frame) -> Frame {
-        let (source, backend) = self.path();
+        let Path { source, backend } = self.path();
         let mut out = frame.clone();
         (out.from_mac, out.to_mac) = (frame.to_mac, backend_mac(backend.ip()));
         out.tags = self.tags[1].clone();
@@ -129,7 +153,7 @@ impl<'rig> Exchange<'rig> {
     /// What must come out where `frame` returns to the client.
     pub fn returned(&self, frame: &Frame) -> Frame {
         let mut out = frame.clone();
-        (out.from_mac, out.to_mac) = (frame.to_mac, CLIENT_MAC);
+        (out.from_mac, out.to_mac) = (frame.to_mac, self.client_mac);
         out.tags = self.tags[0].clone();
         out.set_ends(self.service, self.client);
         *out.hops() -= 1;
@@ -150,7 +174,7 @@ impl<'rig> Exchange<'rig> {
     pub fn forward_frame(&mut self, frame: &Frame) {
         let ran = self.counted(&frame.bytes(self.sum), OutcomeCode::OUTCOME_FORWARDED);
         assert_eq!(ran.verdict, XDP_TX, "the verdict on {frame:?}");
-        self.path.get_or_insert_with(|| ends_of(&ran.frame));
+        self.path.get_or_insert_with(|| Path::of(&ran.frame));
         let wanted = self.forwarded(frame);
         assert_eq!(ran.frame, wanted.bytes(self.sum_out()), "{frame:?}");
     }
@@ -190,13 +214,40 @@ impl<'rig> Exchange<'rig> {
         self.forward(ACK);
     }
 
-    /// Runs it; counted by this outcome alone.
+    /// Whether a whole handshake was let through: as [`Exchange::try_syn`].
+    #[track_caller]
+    pub fn try_open(&mut self) -> bool {
+        let begun = self.try_syn();
+        if begun {
+            self.reply(SYN | ACK);
+            self.forward(ACK);
+        }
+        begun
+    }
+
+    /// Sends a SYN that may be refused: true if it reached a backend.
+    #[track_caller]
+    pub fn try_syn(&mut self) -> bool {
+        let frame = self.client_frame(SYN);
+        let ran = self.rig.run(&frame.bytes(self.sum));
+        assert_eq!(ran.verdict, XDP_TX, "the verdict on a SYN");
+        if ran.frame == self.reset(&frame).bytes(self.sum_out()) {
+            return false;
+        }
+        self.path = Some(Path::of(&ran.frame));
+        let wanted = self.forwarded(&frame).bytes(self.sum_out());
+        assert_eq!(ran.frame, wanted, "bytes of a SYN");
+        true
+    }
+
+    /// Runs it; counted by this outcome, and so by no other, as all that the rig runs is
+    /// counted once.
     #[track_caller]
     pub fn counted(&self, frame: &[u8], code: OutcomeCode) -> Ran {
-        let mut outcomes = self.rig.counters().outcomes;
+        let before = self.rig.counter(code);
         let ran = self.rig.run(frame);
-        outcomes[code.0 as usize] += 1;
-        assert_eq!(self.rig.counters().outcomes, outcomes, "{code:?}: {ran:?}");
+        let after = self.rig.counter(code);
+        assert_eq!(after, before + 1, "{code:?}: {ran:?}");
         ran
     }
 
@@ -220,12 +271,18 @@ impl<'rig> Exchange<'rig> {
         assert_eq!(ran.frame, wanted, "{code:?} of {frame:02x?}");
     }
 
-    /// Answered by a RST (RFC 9293, section 3.10.7.1) with all that was before
-    /// the TCP header.
+    /// Answered by the RST.
     #[track_caller]
     pub fn is_reset(&self, frame: &Frame, code: OutcomeCode) {
+        let reset = self.reset(frame).bytes(self.sum_out());
+        self.becomes(&frame.bytes(self.sum), &reset, code);
+    }
+
+    /// The RST that answers a segment (RFC 9293, section 3.10.7.1), with all that was
+    /// before the TCP header.
+    pub fn reset(&self, frame: &Frame) -> Frame {
         let mut out = frame.clone();
-        let tcp = frame.clone().tcp().clone();
+        let tcp = out.tcp().clone();
         (out.from_mac, out.to_mac) = (frame.to_mac, frame.from_mac);
         out.set_ends(frame.destination(), frame.source());
         *out.hops() = 64;
@@ -243,7 +300,7 @@ impl<'rig> Exchange<'rig> {
             set_flags(&mut reset, RST | ACK);
         }
         *out.tcp() = reset;
-        self.becomes(&frame.bytes(self.sum), &out.bytes(self.sum_out()), code);
+        out
     }
 
     /// Answered by ICMP, after a rest that the limit asks for.
@@ -270,12 +327,4 @@ impl<'rig> Exchange<'rig> {
         let wanted = icmp_answer(frame, transport_at, told, completed_at);
         self.becomes(frame, &wanted, code);
     }
-}
-
-pub fn set_flags(tcp: &mut etherparse::TcpHeader, flags: u8) {
-    tcp.fin = flags & FIN != 0;
-    tcp.syn = flags & SYN != 0;
-    tcp.rst = flags & RST != 0;
-    tcp.psh = flags & PSH != 0;
-    tcp.ack = flags & ACK != 0;
 }

@@ -8,7 +8,6 @@ use xdp_proxy::abi::OutcomeCode;
 
 use super::exchange::*;
 use super::frame::*;
-use super::frames::*;
 use super::rig::*;
 
 impl Frame {

@@ -4,15 +4,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::checksum::Sum16BitWords;
 use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header,
-    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, NetSlice, SlicedPacket,
-    TcpHeader, UdpHeader,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header,
+    Ipv6RawExtHeader, NetSlice, SlicedPacket, TcpHeader, UdpHeader,
 };
 use xdp_proxy::service::Protocol;
 
-use super::frames::*;
+pub use super::sum::Sum;
+
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
+
+pub const ETHERNET_BYTES: usize = 14;
 
 /// An extension header of IPv6, less what names the next one.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,13 +71,6 @@ pub struct Frame {
     pub padding: Vec<u8>,
     /// UDP: the checksum field is 0.
     pub unsummed: bool,
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
 }
 
 impl Frame {
@@ -191,6 +190,13 @@ impl Frame {
         }
     }
 
+    pub fn ipv4(&mut self) -> &mut Ipv4Header {
+        match &mut self.network {
+            Network::V4(ip) => ip,
+            Network::V6(..) => panic!("IPv6"),
+        }
+    }
+
     pub fn ipv6(&mut self) -> &mut Ipv6Header {
         match &mut self.network {
             Network::V4(_) => panic!("IPv4"),
@@ -224,65 +230,15 @@ impl Frame {
         }
     }
 
-    fn transport_bytes(&self) -> usize {
+    pub fn transport_bytes(&self) -> usize {
         self.transport_header_bytes() + self.payload.len()
     }
 
-    fn udp_with_length(&self, udp: &UdpHeader) -> UdpHeader {
+    pub fn udp_with_length(&self, udp: &UdpHeader) -> UdpHeader {
         UdpHeader {
             length: self.transport_bytes() as u16,
             ..udp.clone()
         }
-    }
-
-    /// The checksum over the whole segment or datagram, computed by etherparse.
-    pub fn complete_sum(&self) -> u16 {
-        let payload = &self.payload;
-        match (&self.transport, &self.network) {
-            (Transport::Tcp(tcp), Network::V4(ip)) => {
-                tcp.calc_checksum_ipv4_raw(ip.source, ip.destination, payload)
-            }
-            (Transport::Tcp(tcp), Network::V6(ip, _)) => {
-                tcp.calc_checksum_ipv6_raw(ip.source, ip.destination, payload)
-            }
-            (Transport::Udp(udp), Network::V4(ip)) => self
-                .udp_with_length(udp)
-                .calc_checksum_ipv4_raw(ip.source, ip.destination, payload),
-            (Transport::Udp(udp), Network::V6(ip, _)) => self
-                .udp_with_length(udp)
-                .calc_checksum_ipv6_raw(ip.source, ip.destination, payload),
-            (Transport::Icmp(icmp), Network::V4(_)) => {
-                let &Icmp(type_u8, code_u8, bytes5to8) = icmp;
-                let kind = Icmpv4Type::Unknown {
-                    type_u8,
-                    code_u8,
-                    bytes5to8,
-                };
-                Ok(Icmpv4Header::with_checksum(kind, payload).checksum)
-            }
-            (Transport::Icmp(icmp), Network::V6(ip, _)) => {
-                let &Icmp(type_u8, code_u8, bytes5to8) = icmp;
-                let kind = Icmpv6Type::Unknown {
-                    type_u8,
-                    code_u8,
-                    bytes5to8,
-                };
-                Icmpv6Header::with_checksum(kind, ip.source, ip.destination, payload)
-                    .map(|header| header.checksum)
-            }
-        }
-        .expect("a payload that fits")
-    }
-
-    /// The folded sum of the pseudo-header, not complemented.
-    pub fn partial_sum(&self) -> u16 {
-        let (source, destination) = self.addresses();
-        let sum = Sum16BitWords::new()
-            .add_slice(&octets(source))
-            .add_slice(&octets(destination))
-            .add_2bytes([0, self.protocol().0])
-            .add_2bytes((self.transport_bytes() as u16).to_be_bytes());
-        !sum.ones_complement().to_be()
     }
 
     /// Where the transport header begins in the frame.
@@ -395,6 +351,40 @@ impl Frame {
     pub fn bytes(&self, sum: Sum) -> Vec<u8> {
         [&self.link_header()[..], &self.packet(sum), &self.padding].concat()
     }
+}
+
+/// The fields of a whole segment over IPv4, less lengths and checksums.
+pub fn segment_of(frame: &[u8]) -> Frame {
+    let (ethernet, rest) = frame.split_at(ETHERNET_BYTES);
+    assert_eq!(ethernet[12..], [8, 0], "the type of {frame:02x?}");
+    let (mut ip, rest) = Ipv4Header::from_slice(rest).expect("an IPv4 header");
+    let packet_bytes = ip.payload_len().expect("a length beyond the header's");
+    let (packet, padding) = rest.split_at(packet_bytes.into());
+    let (mut tcp, payload) = TcpHeader::from_slice(packet).expect("a TCP header");
+    (ip.total_len, ip.header_checksum, tcp.checksum) = (0, 0, 0);
+    Frame {
+        to_mac: ethernet[..6].try_into().expect("six bytes"),
+        from_mac: ethernet[6..12].try_into().expect("six bytes"),
+        tags: vec![],
+        network: Network::V4(ip),
+        transport: Transport::Tcp(tcp),
+        payload: payload.to_vec(),
+        padding: padding.to_vec(),
+        unsummed: false,
+    }
+}
+
+pub fn set_flags(tcp: &mut TcpHeader, flags: u8) {
+    tcp.fin = flags & FIN != 0;
+    tcp.syn = flags & SYN != 0;
+    tcp.rst = flags & RST != 0;
+    tcp.psh = flags & PSH != 0;
+    tcp.ack = flags & ACK != 0;
+}
+
+/// Bytes that show when one is moved or lost.
+pub fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|i| (i * 7 + 3) as u8).collect()
 }
 
 pub fn kind_of(extension: &Extension) -> IpNumber {

@@ -13,7 +13,6 @@ use xdp_proxy::abi::OutcomeCode;
 
 use super::exchange::*;
 use super::frame::*;
-use super::frames::*;
 use super::rig::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +169,7 @@ pub fn translated(
     bytes: usize,
 ) -> Translated {
     let to_backend = about.source() == exchange.client;
-    let (source, backend) = exchange.path();
+    let Path { source, backend } = exchange.path();
     let sent = match to_backend {
         true => exchange.forwarded(about),
         false => exchange.returned(about),

@@ -7,13 +7,15 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+use super::unwatched;
 
 pub const HTTP1: &str = "10.0.0.2";
 pub const HTTP2: &str = "10.0.0.3";
@@ -35,29 +37,54 @@ const UP_DEADLINE: Duration = Duration::from_secs(30);
 const READY_DEADLINE: Duration = Duration::from_secs(5);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
-/// One lab at a time: they share the machine's few cores.
-static TURN: Mutex<()> = Mutex::new(());
+/// Labs share the machine's few cores: one that measures, or loads them, is alone.
+static TURN: RwLock<()> = RwLock::new(());
+
+enum Turn {
+    Shared {
+        _turn: RwLockReadGuard<'static, ()>,
+    },
+    Alone {
+        _turn: RwLockWriteGuard<'static, ()>,
+    },
+}
+
+impl Turn {
+    fn shared() -> Turn {
+        let _turn = unwatched(|| TURN.read().unwrap_or_else(PoisonError::into_inner));
+        Turn::Shared { _turn }
+    }
+
+    fn alone() -> Turn {
+        let _turn = unwatched(|| TURN.write().unwrap_or_else(PoisonError::into_inner));
+        Turn::Alone { _turn }
+    }
+}
 
 pub struct Lab {
     sandbox: Child,
     /// The sandbox's first process, as this side numbers it.
     init: u32,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Lab {
     /// The four hosts of lab/netns.sh.
     pub fn start() -> Lab {
-        Lab::start_with("1")
+        Lab::start_with("1", Turn::shared())
+    }
+
+    /// The same while no other one is there.
+    pub fn alone() -> Lab {
+        Lab::start_with("1", Turn::alone())
     }
 
     /// The same for measuring: writing a log takes time.
     pub fn without_access_log() -> Lab {
-        Lab::start_with("")
+        Lab::start_with("", Turn::alone())
     }
 
-    fn start_with(access_log: &str) -> Lab {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    fn start_with(access_log: &str, turn: Turn) -> Lab {
         let mut sandbox = Command::new(script("sandbox.sh"))
             .args(["sh", "-c", "\"$0\" up && echo up && exec sleep infinity"])
             .arg(script("netns.sh"))

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::http::Connection;
+use super::beside;
+use super::http::{self, Connection};
 use super::lab::{LB, Lab};
 
 /// Longest wait for more requests.
@@ -19,7 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Load {
     requests: AtomicUsize,
-    over: AtomicBool,
 }
 
 impl Load {
@@ -27,19 +27,12 @@ impl Load {
     /// again, each with one backend, and one connection after the other is new.
     pub fn during<T>(lab: &Lab, kept: usize, work: impl FnOnce(&Load) -> T) -> T {
         let load = Load::default();
-        std::thread::scope(|scope| {
-            let client = scope.spawn(|| lab.within("client", || load.keep_up(kept)));
-            // A panic in `work` must end the client too.
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                load.goes_on();
-                work(&load)
-            }));
-            load.over.store(true, Ordering::Relaxed);
-            client
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let client = |over: &AtomicBool| lab.within("client", || load.keep_up(kept, over));
+        let ((), done) = beside(client, || {
+            load.goes_on();
+            work(&load)
+        });
+        done
     }
 
     pub fn requests(&self) -> usize {
@@ -55,17 +48,59 @@ impl Load {
         }
     }
 
-    fn keep_up(&self, kept: usize) {
-        let mut kept: Vec<_> = (0..kept).map(|_| Connection::open(LB).unwrap()).collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-        while !self.over.load(Ordering::Relaxed) {
-            for (connection, owner) in kept.iter_mut().zip(&owners) {
-                assert_eq!(&connection.host().unwrap(), owner, "a connection moved");
-                self.requests.fetch_add(1, Ordering::Relaxed);
-            }
-            Connection::open(LB).unwrap().host().unwrap();
+    fn keep_up(&self, kept: usize, over: &AtomicBool) {
+        let mut kept = Kept::open(LB, kept);
+        while !over.load(Ordering::Relaxed) {
+            self.requests.fetch_add(kept.go_on(), Ordering::Relaxed);
+            http::host(LB).unwrap();
         }
     }
+}
+
+/// Connections that are there, each with its backend.
+pub struct Kept(Vec<(Connection, String)>);
+
+impl Kept {
+    /// So many to a VIP, on the thread of a host.
+    pub fn open(vip: &str, count: usize) -> Kept {
+        let open = |_| {
+            let mut connection = Connection::open(vip).unwrap();
+            let backend = connection.host().unwrap();
+            (connection, backend)
+        };
+        Kept((0..count).map(open).collect())
+    }
+
+    /// Some are with this backend.
+    pub fn know(&self, host: &str) -> bool {
+        self.0.iter().any(|(_, backend)| backend == host)
+    }
+
+    /// Each is used, and answered by its backend. How many.
+    pub fn go_on(&mut self) -> usize {
+        for (connection, backend) in &mut self.0 {
+            let host = connection.host().unwrap();
+            assert_eq!(&host, backend, "a connection moved");
+        }
+        self.0.len()
+    }
+}
+
+/// The backends' two files `/1m`.
+pub fn originals(lab: &Lab) -> [Vec<u8>; 2] {
+    ["http1", "http2"].map(|host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m")))
+}
+
+/// Downloads of `/1m`, one after the other until all is over; each is whole, and one of
+/// these files. How many.
+pub fn download(connection: &mut Connection, files: &[Vec<u8>], over: &AtomicBool) -> usize {
+    let mut downloads = 0;
+    while !over.load(Ordering::Relaxed) {
+        let body = connection.get("/1m").unwrap();
+        assert!(files.contains(&body), "a download is damaged");
+        downloads += 1;
+    }
+    downloads
 }
 
 /// Downloads of 1 MiB each that go on side by side until all are complete.

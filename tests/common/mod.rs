@@ -2,18 +2,26 @@
 //! What the tests share.
 #![allow(dead_code)]
 
+use std::cell::Cell;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::TimeVal;
 
 pub mod books;
 pub mod case;
-pub mod connection;
 pub mod dns;
 pub mod echo;
 pub mod exchange;
 pub mod fragment;
 pub mod frame;
-pub mod frames;
 pub mod http;
 pub mod icmp;
 pub mod lab;
@@ -21,12 +29,17 @@ pub mod load;
 pub mod random;
 pub mod rig;
 pub mod served;
+pub mod sum;
 pub mod wire;
+
+/// Longest time of a test.
+pub const LONGEST_TEST: Duration = Duration::from_secs(300);
 
 /// Whether a test that needs root can run; says aloud when it can't, and fails
 /// where skipping is not allowed (`REQUIRE_ROOT_TESTS=1`).
 pub fn root_or_skip(test: &str) -> bool {
     if nix::unistd::geteuid().is_root() {
+        watch(LONGEST_TEST);
         return true;
     }
     assert!(
@@ -59,11 +72,66 @@ pub fn vlan_or_skip(test: &str) -> bool {
     false
 }
 
-/// Sets a flag when it goes, also by a panic: whoever works until then stops.
-pub struct Until<'a>(pub &'a AtomicBool);
+/// What a thread's test is watched by, until it goes with the thread.
+struct Watch {
+    longest: Duration,
+    _ended: Sender<()>,
+}
 
-impl Drop for Until<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+thread_local!(static WATCH: Cell<Option<Watch>> = const { Cell::new(None) });
+
+/// The test on this thread must end in time, from now on, or the whole process ends with
+/// an error that names it: so a test that hangs is one that fails.
+pub fn watch(longest: Duration) {
+    let (_ended, end) = mpsc::channel();
+    WATCH.set(Some(Watch { longest, _ended }));
+    let test = thread::current().name().unwrap_or_default().to_owned();
+    thread::spawn(move || {
+        if end.recv_timeout(longest) == Err(RecvTimeoutError::Timeout) {
+            // Not by eprintln!, which a test's words are held back from.
+            let _ = writeln!(std::io::stderr(), "{test} hangs: not done in {longest:?}");
+            std::process::exit(1);
+        }
+    });
+}
+
+/// Waits for what other tests hold, which is nothing to blame this one for.
+pub fn unwatched<T>(wait: impl FnOnce() -> T) -> T {
+    let watched = WATCH.take();
+    let done = wait();
+    if let Some(Watch { longest, .. }) = watched {
+        watch(longest);
     }
+    done
+}
+
+/// Does `work` while `other` goes on beside it, on a thread of its own, until it is told
+/// that `work` is over; by its end or by a panic.
+pub fn beside<T: Send, U>(
+    other: impl FnOnce(&AtomicBool) -> T + Send,
+    work: impl FnOnce() -> U,
+) -> (T, U) {
+    struct Until<'a>(&'a AtomicBool);
+    impl Drop for Until<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| other(&over));
+        let until = Until(&over);
+        let done = work();
+        drop(until);
+        let other = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+        (other, done)
+    })
+}
+
+/// A listener whose wait for a client ends with an error.
+pub fn listen(address: impl Into<SocketAddr>, patience: Duration) -> TcpListener {
+    let listener = TcpListener::bind(address.into()).unwrap();
+    let patience = TimeVal::new(patience.as_secs() as i64, 0);
+    setsockopt(&listener, ReceiveTimeout, &patience).unwrap();
+    listener
 }

@@ -6,7 +6,6 @@ use xdp_proxy::datapath::Settings;
 use super::case::WAYS;
 use super::exchange::*;
 use super::frame::*;
-use super::frames::*;
 use super::rig::*;
 
 /// What each listens on, and its backends.

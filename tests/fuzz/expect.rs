@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::common::frames::{ACK, FIN, RST, SYN};
+use crate::common::frame::{ACK, FIN, RST, SYN};
 use crate::common::icmp::{Told, icmp_answer};
 use crate::common::rig::MTU_BYTES;
 use crate::judge::flags_of;

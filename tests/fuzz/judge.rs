@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::service::Health;
 
-use crate::common::frames::{ACK, FIN, RST, SYN};
+use crate::common::frame::{ACK, FIN, RST, SYN};
 use crate::common::icmp::Told;
 use crate::common::rig::LB_MAC;
 use crate::wire::*;

@@ -24,7 +24,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use common::random::at_most;
-use common::root_or_skip;
+use common::{LONGEST_TEST, root_or_skip, watch};
 use make::Maker;
 use nix::time::{ClockId, clock_gettime};
 use play::{Checked, ensure};
@@ -169,6 +169,7 @@ fn the_datapath_does_what_its_model_does() {
         return;
     }
     let seconds = Duration::from_secs(setting("FUZZ_SECONDS").unwrap_or(30));
+    watch(seconds + LONGEST_TEST);
     let first = setting("FUZZ_SEED").unwrap_or(0);
     let is_short = at_most(usize::MAX) < usize::MAX;
     let rounds = if is_short { 1 } else { u64::MAX - first };

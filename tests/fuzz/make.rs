@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use xdp_proxy::service::Health;
 use xdp_proxy::tables::Path;
 
-use crate::common::frames::{ACK, FIN, PSH, RST, SYN};
+use crate::common::frame::{ACK, FIN, PSH, RST, SYN};
 use crate::common::random::Random;
 use crate::common::rig::*;
 use crate::draft::*;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::abi::types::flow_state;
 
-use crate::common::frames::{ACK, FIN, RST};
+use crate::common::frame::{ACK, FIN, RST};
 use crate::common::rig::*;
 use crate::expect::{How, Kind};
 use crate::judge::*;

@@ -9,16 +9,15 @@ use std::time::Duration;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header};
 use xdp_proxy::service::Protocol;
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
-use crate::common::frame::Frame;
-use crate::common::frames::{ETHERNET_BYTES, Sum};
+use crate::common::frame::{ETHERNET_BYTES, Frame, Sum};
 use crate::common::http::Connection;
 use crate::common::lab::{HOSTS, LB, TWO};
+use crate::common::load::{self, originals};
 use crate::common::random::Random;
 use crate::common::wire::{Wire, mac};
-use crate::traffic::originals;
 
 const JUNK: usize = 300_000;
 /// Frames of one system call.
@@ -105,14 +104,14 @@ impl Junk {
 
 #[test]
 fn junk_disturbs_nobody() {
-    let Some(lab) = crate::lab("junk_disturbs_nobody") else {
+    let Some(lab) = crate::lab_alone("junk_disturbs_nobody") else {
         return;
     };
     lab.script("ADDRESS[mallory]=10.0.0.66; add_host mallory");
     let _server = Echo::start(&lab, "http1", "10.0.0.2:7");
     let config = lab.write("abuse.toml", SERVICES);
     let lb = lab.balance(&format!("-c {config}"));
-    let [original, _] = originals(&lab);
+    let of_http1 = &originals(&lab)[..1];
     let (mut connection, socket) = lab.within("client", || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect("10.0.0.5:7").unwrap();
@@ -129,52 +128,40 @@ fn junk_disturbs_nobody() {
         real: ("10.0.0.5:80".parse().unwrap(), client),
     };
     let wire = lab.within("mallory", Wire::open);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let downloads = scope.spawn(|| {
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                assert!(
-                    connection.get("/1m").unwrap() == original,
-                    "a download is damaged"
-                );
-                downloads += 1;
-            }
-            downloads
-        });
-        let echoes = scope.spawn(|| {
-            let (mut random, mut buffer) = (Random(6), vec![0; 65_536]);
-            let (mut echoes, mut lost) = (0, 0);
-            while !over.load(Ordering::Relaxed) {
-                let sent = random.bytes(8000);
-                socket.send(&sent).unwrap();
-                match socket.recv(&mut buffer) {
-                    Ok(length) => {
-                        assert!(buffer[..length] == sent, "a datagram is damaged");
-                        echoes += 1;
-                    }
-                    Err(_) => lost += 1,
+    let download = |over: &AtomicBool| load::download(&mut connection, of_http1, over);
+    let echo = |over: &AtomicBool| {
+        let (mut random, mut buffer) = (Random(6), vec![0; 65_536]);
+        let (mut echoes, mut lost) = (0, 0);
+        while !over.load(Ordering::Relaxed) {
+            let sent = random.bytes(8000);
+            socket.send(&sent).unwrap();
+            match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    assert!(buffer[..length] == sent, "a datagram is damaged");
+                    echoes += 1;
                 }
+                Err(_) => lost += 1,
             }
-            (echoes, lost)
-        });
+        }
+        (echoes, lost)
+    };
+    let send_junk = || {
         for _ in 0..JUNK / BATCH {
             let frames: Vec<_> = (0..BATCH).map(|_| junk.frame()).collect();
             wire.send(&frames);
         }
-        over.store(true, Ordering::Relaxed);
-        let (downloads, (echoes, lost)) = (downloads.join().unwrap(), echoes.join().unwrap());
-        println!(
-            "beside {JUNK} packets of junk {downloads} downloads of 1 MB, {echoes} datagrams of 8 KB, {lost} lost"
-        );
-        // A backend forgets fragments that come between too many others' (`ipfrag_max_dist`).
-        assert!(downloads > 0 && echoes > lost);
-    });
+    };
+    let (downloads, ((echoes, lost), ())) = beside(download, || beside(echo, send_junk));
+    println!(
+        "beside {JUNK} packets of junk {downloads} downloads of 1 MB, {echoes} datagrams of 8 KB, \
+         {lost} lost"
+    );
+    // A backend forgets fragments that come between too many others' (`ipfrag_max_dist`).
+    assert!(downloads > 0 && echoes > lost);
     let status = lab.status();
     println!("{:#}", status["packets"]);
     adds_up(&status);
-    assert!(connection.get("/1m").unwrap() == original);
+    assert!(connection.get("/1m").unwrap() == of_http1[0]);
     lab.checksums_were_right(&["client", "lb"]);
     lb.end();
 }
@@ -187,19 +174,11 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
     };
     let lb = lab.balance(TWO);
     let files = originals(&lab);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let downloads = scope.spawn(|| {
-            let mut connection = lab.within("client", || Connection::open(LB).unwrap());
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                let body = connection.get("/1m").unwrap();
-                assert!(files.contains(&body), "a download is damaged");
-                downloads += 1;
-            }
-            downloads
-        });
+    let download = |over: &AtomicBool| {
+        let mut connection = lab.within("client", || Connection::open(LB).unwrap());
+        load::download(&mut connection, &files, over)
+    };
+    let (downloads, ()) = beside(download, || {
         let pause = || std::thread::sleep(Duration::from_millis(500));
         pause();
         for change in [
@@ -215,11 +194,9 @@ fn a_download_outlives_changes_of_the_load_balancers_link() {
         }
         lab.at("lb", "ip link set eth0 mtu 1500");
         pause();
-        over.store(true, Ordering::Relaxed);
-        let downloads = downloads.join().unwrap();
-        println!("{downloads} downloads of 1 MB while the link changed");
-        assert!(downloads > 10);
     });
+    println!("{downloads} downloads of 1 MB while the link changed");
+    assert!(downloads > 10);
     lb.until("up", |status| {
         let backends = status["services"][0]["backends"].as_array().unwrap();
         backends.iter().all(|backend| backend["state"] == "up")

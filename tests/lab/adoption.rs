@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::common::books::adds_up;
 use crate::common::echo::Echo;
-use crate::common::http::Connection;
+use crate::common::http;
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal, sum};
-use crate::common::load::{Downloads, Load};
+use crate::common::load::{Downloads, Kept, Load};
 
 /// Ends it without a word.
 pub fn kill_9(lb: Balancer<'_>) {
@@ -72,7 +72,7 @@ fn flows_and_counts_go_on_through_twenty_kills_under_load() {
 
 #[test]
 fn a_thousand_downloads_do_not_notice_a_kill() {
-    let Some(lab) = crate::lab("a_thousand_downloads_do_not_notice_a_kill") else {
+    let Some(lab) = crate::lab_alone("a_thousand_downloads_do_not_notice_a_kill") else {
         return;
     };
     let lb = lab.balance(TWO);
@@ -115,20 +115,17 @@ fn what_the_next_daemon_does_not_serve_keeps_its_flows() {
     };
     let lb = lab.balance(TWO);
     lab.within("client", || {
-        let mut kept: Vec<_> = (0..20).map(|_| Connection::open(LB).unwrap()).collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-        assert!(owners.iter().any(|owner| owner == "http2"));
+        let mut kept = Kept::open(LB, 20);
+        assert!(kept.know("http2"));
         kill_9(lb);
         let file = format!(
             "[[service]]\nlisten = \"{LB}:8080\"\n[[service.backend]]\naddress = \"{HTTP2}:80\"\n\
              [[service]]\nlisten = \"{LB}:80\"\n[[service.backend]]\naddress = \"{HTTP1}\"\n"
         );
         let lb = lab.balance(&format!("-c {}", lab.write("other.toml", &file)));
-        for (connection, owner) in kept.iter_mut().zip(&owners) {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
+        kept.go_on();
         for _ in 0..20 {
-            assert_eq!(Connection::open(LB).unwrap().host().unwrap(), "http1");
+            assert_eq!(http::host(LB).unwrap(), "http1");
         }
         let status = lab.status();
         let states = |service: usize| -> Vec<_> {
@@ -142,10 +139,8 @@ fn what_the_next_daemon_does_not_serve_keeps_its_flows() {
         // The one after it knows which is which.
         kill_9(lb);
         let lb = lab.balance(TWO);
-        for (connection, owner) in kept.iter_mut().zip(&owners) {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
-        let hosts = (0..20).map(|_| Connection::open(LB).unwrap().host().unwrap());
+        kept.go_on();
+        let hosts = (0..20).map(|_| http::host(LB).unwrap());
         assert!(hosts.collect::<Vec<_>>().contains(&"http2".to_owned()));
         assert_eq!(lab.status()["services"].as_array().unwrap().len(), 1);
         lb.end();
@@ -161,16 +156,13 @@ fn another_mode_keeps_the_flows_and_says_what_it_costs() {
     lab.script("ip -n switch link set dev lb xdpdrv obj /run/pass.o sec xdp");
     let lb = lab.balance(&format!("--mode generic {TWO}"));
     lab.within("client", || {
-        let mut kept: Vec<_> = (0..20).map(|_| Connection::open(LB).unwrap()).collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
+        let mut kept = Kept::open(LB, 20);
         kill_9(lb);
         let lb = lab.balance(&format!("--mode native {TWO}"));
         assert!(lb.ready.contains("eth0 (native)"), "{}", lb.ready);
         let word = "eth0: from generic to native mode: flows are kept";
         assert!(lb.log().contains(word), "{}", lb.log());
-        for (connection, owner) in kept.iter_mut().zip(&owners) {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
+        kept.go_on();
         // Both will do for `auto`, which leaves it as it is.
         lb.end();
     });
@@ -246,7 +238,7 @@ fn maps_of_another_layout_are_left_alone() {
         "{error}"
     );
     assert_eq!(lab.attached(), there);
-    lab.within("client", || Connection::open(LB).unwrap().host().unwrap());
+    lab.within("client", || http::host(LB).unwrap());
     // The mend that was named works.
     lab.at("lb", &format!("{BINARY} stop -i eth0"));
     assert_eq!(lab.attached(), None);

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::common::http;
 use crate::common::lab::{HTTP1, HTTP2, LB};
+use crate::common::listen;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Beside nginx's.
@@ -63,8 +64,8 @@ fn any_port_of_the_vip_leads_to_the_same_port_of_the_backends() {
     assert_eq!(nginx, both);
 
     let listeners = [("http1", HTTP1), ("http2", HTTP2)].map(|(host, address)| {
-        let bind = || TcpListener::bind((address, PORT)).unwrap();
-        (host, lab.within(host, bind))
+        let address: IpAddr = address.parse().unwrap();
+        (host, lab.within(host, || listen((address, PORT), PATIENCE)))
     });
     std::thread::scope(|scope| {
         for (host, listener) in &listeners {

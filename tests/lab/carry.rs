@@ -11,7 +11,7 @@ use crate::adoption::{faults, kill_9};
 use crate::common::books::{adds_up, still_moment};
 use crate::common::http::Connection;
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, sum};
-use crate::common::load::{Downloads, Load};
+use crate::common::load::{Downloads, Kept, Load};
 
 const TEN: &str = "10.0.0.10";
 const ELEVEN: &str = "10.0.0.11";
@@ -35,7 +35,7 @@ fn serve(lab: &Lab, sources: &[&str]) -> String {
 }
 
 fn begin(test: &str) -> Option<Lab> {
-    let lab = crate::lab(test)?;
+    let lab = crate::lab_alone(test)?;
     for source in [TEN, ELEVEN] {
         lab.at("lb", &format!("ip addr add {source}/32 dev eth0"));
     }
@@ -79,8 +79,10 @@ fn nobody_notices(lab: &Lab, mut change: impl FnMut(&[&str])) {
         for sources in TURNS.iter().cycle().take(12) {
             change(sources);
             load.goes_on();
-            kept.extend(lab.within("client", || [(); 6].map(|()| Connection::open(LB).unwrap())));
-            kept.iter_mut().for_each(|c| drop(c.host().unwrap()));
+            kept.push(lab.within("client", || Kept::open(LB, 6)));
+            for kept in &mut kept {
+                kept.go_on();
+            }
             (0..3).for_each(|_| downloads.read_some());
             // Some of them after the sweeps of the second that follows.
             if seen.len() % 3 == 0 {

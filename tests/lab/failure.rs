@@ -3,13 +3,15 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::lab;
 use super::switch::{OFTEN, backend, balance, is, kill_nginx, serve_switch, services, turn, until};
 use super::udp::{ask_for_every_name, serve_names};
+use super::{lab, lab_alone};
+use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab};
 
@@ -37,7 +39,7 @@ fn hosts(lab: &Lab) -> Vec<String> {
 fn a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_old_ones_back() {
     let test = "a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_old_\
                 ones_back";
-    let Some(lab) = lab(test) else { return };
+    let Some(lab) = lab_alone(test) else { return };
     const PROMISED: Duration = Duration::from_millis(3 * 300 + 200);
     let keys = "health = { type = 'tcp', interval = '300ms', timeout = '200ms', fall = 3 }";
     let balancer = balance(&lab, &services(&[(80, keys)]));
@@ -92,7 +94,7 @@ fn a_dead_backend_gets_no_new_flow_after_the_time_that_is_promised_and_gets_its_
 #[test]
 fn a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection() {
     let test = "a_backend_that_falls_silent_costs_its_clients_a_second_and_no_connection";
-    let Some(lab) = lab(test) else { return };
+    let Some(lab) = lab_alone(test) else { return };
     let keys = format!("health = {{ type = 'tcp', {OFTEN} }}");
     let balancer = balance(&lab, &services(&[(80, &keys)]));
     // It answers ARP still, and nothing else.
@@ -361,26 +363,23 @@ fn a_backend_that_comes_and_goes_costs_no_request() {
     serve_switch(&lab, "http2");
     let keys = format!("health = {{ type = 'http', port = 8080, {OFTEN} }}\non_failure = 'keep'");
     let balancer = balance(&lab, &services(&[(80, &keys)]));
-    let ends = std::sync::atomic::AtomicBool::new(false);
-    let served = std::thread::scope(|scope| {
-        let requests = scope.spawn(|| {
-            lab.within("client", || {
-                let mut served = 0;
-                while !ends.load(std::sync::atomic::Ordering::Relaxed) {
-                    http::host(LB).unwrap();
-                    served += 1;
-                }
-                served
-            })
-        });
+    let requests = |over: &AtomicBool| {
+        lab.within("client", || {
+            let mut served = 0;
+            while !over.load(Ordering::Relaxed) {
+                http::host(LB).unwrap();
+                served += 1;
+            }
+            served
+        })
+    };
+    let (served, ()) = beside(requests, || {
         for _ in 0..5 {
             for (up, state) in [(false, "down"), (true, "up")] {
                 turn(&lab, "http1", up);
                 until(&balancer, 0, 0, state);
             }
         }
-        ends.store(true, std::sync::atomic::Ordering::Relaxed);
-        requests.join().unwrap()
     });
     println!("{served} requests over 5 failures");
     assert!(served > 50);

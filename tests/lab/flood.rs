@@ -2,15 +2,14 @@
 //! A flood of SYNs from forged addresses, and those who were there before it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use xdp_proxy::service::Protocol;
 
-use crate::common::Until;
-use crate::common::frame::Frame;
-use crate::common::frames::Sum;
+use crate::common::beside;
+use crate::common::frame::{Frame, Sum};
 use crate::common::http::Connection;
 use crate::common::lab::{LB, Lab, TWO};
 use crate::common::random::Random;
@@ -92,7 +91,7 @@ fn visit(patience: Duration) -> Option<Duration> {
 #[test]
 fn a_flood_of_forged_syns_ends_no_connection_and_keeps_nobody_out_for_long() {
     let test = "a_flood_of_forged_syns_ends_no_connection_and_keeps_nobody_out_for_long";
-    let Some(lab) = crate::lab(test) else {
+    let Some(lab) = crate::lab_alone(test) else {
         return;
     };
     let enough = FLOWS as u64 + 1000;
@@ -112,55 +111,43 @@ fn a_flood_of_forged_syns_ends_no_connection_and_keeps_nobody_out_for_long() {
     println!("{FLOWS} flows opened in {:.1?}", start.elapsed());
 
     let (busy, idle) = flows.split_at_mut(FLOWS / 2);
-    let over = AtomicBool::new(false);
-    let (requests, visits, welcomes) = (
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-    );
-    let lost = AtomicUsize::new(0);
     let served = |connection: &mut Connection| connection.host().is_ok();
-    let took = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut dead, mut next) = (vec![false; busy.len()], 0);
+    let use_busy_ones = |over: &AtomicBool| {
+        let (mut dead, mut requests) = (vec![false; busy.len()], 0);
+        while !over.load(Ordering::Relaxed) {
+            let next = requests % busy.len();
+            dead[next] |= !served(&mut busy[next]);
+            requests += 1;
+        }
+        // Each once more, now that it is quiet.
+        let live = busy.iter_mut().zip(dead).filter(|(_, dead)| !dead);
+        let left = live
+            .map(|(flow, _)| served(flow))
+            .filter(|served| *served)
+            .count();
+        (requests, busy.len() - left)
+    };
+    let visit_anew = |over: &AtomicBool| {
+        let (mut visits, mut welcomes) = (0, 0);
+        lab.within("client", || {
             while !over.load(Ordering::Relaxed) {
-                requests.fetch_add(1, Ordering::Relaxed);
-                dead[next] |= !served(&mut busy[next]);
-                next = (next + 1) % busy.len();
+                visits += 1;
+                welcomes += usize::from(visit(Duration::from_secs(1)).is_some());
             }
-            // Each once more, now that it is quiet.
-            let live = busy.iter_mut().zip(dead).filter(|(_, dead)| !dead);
-            let left = live
-                .map(|(flow, _)| served(flow))
-                .filter(|served| *served)
-                .count();
-            lost.fetch_add(busy.len() - left, Ordering::Relaxed);
         });
-        scope.spawn(|| {
-            lab.within("client", || {
-                while !over.load(Ordering::Relaxed) {
-                    visits.fetch_add(1, Ordering::Relaxed);
-                    if visit(Duration::from_secs(1)).is_some() {
-                        welcomes.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        });
-        let _until = Until(&over);
-        flood(&lab)
-    });
+        (visits, welcomes)
+    };
+    let ((requests, lost_busy), ((visits, welcomes), took)) =
+        beside(use_busy_ones, || beside(visit_anew, || flood(&lab)));
     let after: Vec<_> = lab.within("client", || {
         (0..NEW_CLIENTS).map(|_| visit(WELCOME)).collect()
     });
     let idle_left = idle.iter_mut().map(served).filter(|served| *served).count();
     let lost_idle = idle.len() - idle_left;
-    let lost_busy = lost.into_inner();
     println!(
         "{SYNS} SYNs in {took:.1?}: of {FLOWS} flows {lost_busy} busy ones and {lost_idle} idle ones \
-         were lost; {} requests meanwhile; {} of {} new clients were served meanwhile",
-        requests.into_inner(),
-        welcomes.into_inner(),
-        visits.into_inner()
+         were lost; {requests} requests meanwhile; {welcomes} of {visits} new clients were served \
+         meanwhile"
     );
     println!(
         "after it the slowest of {NEW_CLIENTS} new clients was served after {:?}",

@@ -12,8 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 use xdp_proxy::service::Protocol;
 
 use crate::common::echo::{Echo, make_room};
-use crate::common::frame::{Frame, Network};
-use crate::common::frames::{ETHERNET_BYTES, Sum};
+use crate::common::frame::{ETHERNET_BYTES, Frame, Network, Sum};
 use crate::common::http::Connection;
 use crate::common::lab::{HOSTS, Lab, TWO, sum};
 use crate::common::random::Random;

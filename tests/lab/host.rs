@@ -2,11 +2,12 @@
 //! What is not ours goes on as if nothing were attached.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::common::http;
 use crate::common::lab::{LB, Lab, TWO};
+use crate::common::listen;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,7 +28,7 @@ fn the_host_works(lab: &Lab) {
 }
 
 fn a_service_of_its_own_answers(lab: &Lab) {
-    let listener = lab.within("lb", || TcpListener::bind("10.0.0.5:8080").unwrap());
+    let listener = lab.within("lb", || listen(([10, 0, 0, 5], 8080), PATIENCE));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..10 {

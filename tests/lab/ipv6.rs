@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use crate::common::http;
 use crate::common::lab::{HOSTS, Lab};
-use crate::traffic::{download, leave_no_checksum_to_the_card, originals, upload};
+use crate::common::load::originals;
+use crate::traffic::{download, leave_no_checksum_to_the_card, upload};
 
 const VIP: &str = "[fd00::5]";
 const DOWNLOADS: usize = 60;
@@ -71,14 +72,14 @@ fn serves(lab: &Lab, mode: &str) {
 
 #[test]
 fn ipv6_is_carried_in_generic_mode() {
-    if let Some(lab) = crate::lab("ipv6_is_carried_in_generic_mode") {
+    if let Some(lab) = crate::lab_alone("ipv6_is_carried_in_generic_mode") {
         serves(&lab, "generic");
     }
 }
 
 #[test]
 fn ipv6_is_carried_in_native_mode() {
-    if let Some(lab) = crate::lab("ipv6_is_carried_in_native_mode") {
+    if let Some(lab) = crate::lab_alone("ipv6_is_carried_in_native_mode") {
         lab.script("native");
         serves(&lab, "native");
     }

@@ -46,3 +46,9 @@ use common::lab::Lab;
 fn lab(test: &str) -> Option<Lab> {
     common::root_or_skip(test).then(Lab::start)
 }
+
+/// The same while no other test has one: for what takes all of the machine, or must not
+/// wait for it.
+fn lab_alone(test: &str) -> Option<Lab> {
+    common::root_or_skip(test).then(Lab::alone)
+}

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use libbpf_rs::{MapHandle, MapType};
 use nix::sys::signal::Signal;
 
-use crate::common::http::{self, Connection};
+use crate::common::http;
 use crate::common::lab::{BINARY, Balancer, LB, Lab, TWO, refusal};
+use crate::common::load::Kept;
 use crate::privileges::with;
 
 /// A bpffs for all commands on `lb`, each of which has a /sys of its own.
@@ -71,17 +72,14 @@ fn an_ordinary_user_goes_on_by_the_pins_and_stop_removes_them() {
     let bpffs = Bpffs::mount(&lab);
     let mut lb = bpffs.balance();
     lab.within("client", || {
-        let mut kept: Vec<_> = (0..20).map(|_| Connection::open(LB).unwrap()).collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
+        let mut kept = Kept::open(LB, 20);
         for _ in 0..3 {
             assert_eq!(bpffs.programs(), [attached(&lab)]);
             kill_9(lb);
             lb = bpffs.balance();
             assert!(lb.log().contains("taking over program"), "{}", lb.log());
             assert!(!lb.log().contains("WARN"), "{}", lb.log());
-            for (connection, owner) in kept.iter_mut().zip(&owners) {
-                assert_eq!(&connection.host().unwrap(), owner);
-            }
+            kept.go_on();
         }
         // After a crash, and at the end of a daemon.
         kill_9(lb);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The configuration changes while it is served.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::http;
 use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, refusal};
+use crate::common::load::{Kept, Load};
 use crate::common::root_or_skip;
 
 fn service(ports: &str, backends: &[&str]) -> String {
@@ -30,26 +31,7 @@ fn what_did_not_change_notices_nothing_of_a_reload() {
     let lab = Lab::start();
     let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
     let balancer = lab.balance(&format!("-c {file}"));
-    let ended = AtomicBool::new(false);
-    let requests = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let _until = Until(&ended);
-        // Keep-alive connections in use, and new ones all the time.
-        let client = scope.spawn(|| {
-            lab.within("client", || {
-                let mut kept: Vec<_> = (0..50)
-                    .map(|_| http::Connection::open(LB).unwrap())
-                    .collect();
-                let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-                while !ended.load(Ordering::Relaxed) {
-                    for (connection, owner) in kept.iter_mut().zip(&owners) {
-                        assert_eq!(&connection.host().unwrap(), owner, "a connection moved");
-                        requests.fetch_add(1, Ordering::Relaxed);
-                    }
-                    http::Connection::open(LB).unwrap().host().unwrap();
-                }
-            });
-        });
+    Load::during(&lab, 50, |load| {
         let texts = [
             // Another service, with a backend of its own index.
             service("80", &[HTTP1, HTTP2]) + &service("81", &[&format!("{HTTP1}:80")]),
@@ -58,13 +40,11 @@ fn what_did_not_change_notices_nothing_of_a_reload() {
             service("80", &[HTTP1, HTTP2]),
         ];
         for round in 0..12 {
-            let before = requests.load(Ordering::Relaxed);
             lab.write("web.toml", &texts[round % texts.len()]);
             assert!(reload(&lab).starts_with("reloaded: eth0: services: "));
-            while requests.load(Ordering::Relaxed) < before + 60 && !client.is_finished() {
-                std::thread::yield_now();
-            }
+            load.goes_on();
         }
+        println!("{} requests, 12 reloads", load.requests());
     });
     let status = lab.status();
     assert_eq!(
@@ -74,7 +54,6 @@ fn what_did_not_change_notices_nothing_of_a_reload() {
     let counted = status["services"][0]["forwarded_packets"].as_u64().unwrap();
     let sent = status["packets"]["sent"]["forwarded"].as_u64().unwrap();
     assert_eq!(counted, sent, "counts go on");
-    println!("{} requests, 12 reloads", requests.load(Ordering::Relaxed));
     balancer.end();
 }
 
@@ -87,11 +66,8 @@ fn a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones() {
     let file = lab.write("web.toml", &service("80", &[HTTP1, HTTP2]));
     let balancer = lab.balance(&format!("-c {file}"));
     lab.within("client", || {
-        let mut kept: Vec<_> = (0..20)
-            .map(|_| http::Connection::open(LB).unwrap())
-            .collect();
-        let owners: Vec<String> = kept.iter_mut().map(|c| c.host().unwrap()).collect();
-        assert!(owners.iter().any(|owner| owner == "http2"));
+        let mut kept = Kept::open(LB, 20);
+        assert!(kept.know("http2"));
 
         lab.write("web.toml", &service("80", &[HTTP1]));
         balancer.signal(Signal::SIGHUP);
@@ -99,13 +75,9 @@ fn a_backend_that_was_removed_keeps_its_flows_and_gets_no_new_ones() {
             status["services"][0]["backends"][1]["state"] == "leaving"
         });
         for _ in 0..20 {
-            let host = http::Connection::open(LB).unwrap().host().unwrap();
-            assert_eq!(host, "http1");
+            assert_eq!(http::host(LB).unwrap(), "http1");
         }
-        for (connection, owner) in kept.iter_mut().zip(&owners) {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
-        drop(kept);
+        kept.go_on();
     });
     // When its flows have ended, the next reload forgets it.
     balancer.until("its flows have ended", |status| {
@@ -190,37 +162,34 @@ fn new_connections_are_served_throughout_after_a_service_has_gone() {
         lab.write("web.toml", &web(weight));
         reload(&lab);
     }
-    let ended = AtomicBool::new(false);
-    let connections = AtomicUsize::new(0);
-    let last = std::thread::scope(|scope| {
-        let _until = Until(&ended);
-        let client = scope.spawn(|| {
-            lab.within("client", || {
-                while !ended.load(Ordering::Relaxed) {
-                    let stream = std::net::TcpStream::connect((LB, 80)).unwrap();
-                    // No port waits for what may still come.
-                    nix::sys::socket::setsockopt(
-                        &stream,
-                        nix::sys::socket::sockopt::Linger,
-                        &nix::libc::linger {
-                            l_onoff: 1,
-                            l_linger: 0,
-                        },
-                    )
-                    .unwrap();
-                    connections.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        });
+    let connect = |over: &AtomicBool| {
+        lab.within("client", || {
+            let mut connections = 0;
+            while !over.load(Ordering::Relaxed) {
+                let stream = std::net::TcpStream::connect((LB, 80)).unwrap();
+                // No port waits for what may still come.
+                nix::sys::socket::setsockopt(
+                    &stream,
+                    nix::sys::socket::sockopt::Linger,
+                    &nix::libc::linger {
+                        l_onoff: 1,
+                        l_linger: 0,
+                    },
+                )
+                .unwrap();
+                connections += 1;
+            }
+            connections
+        })
+    };
+    let (connections, last) = beside(connect, || {
         for weight in [3, 2, 3, 2] {
             lab.write("web.toml", &web(weight));
             reload(&lab);
             let next = lab.balance(&format!("--take-over -c {file}"));
             assert_eq!(old.wait().code(), Some(0));
             old = next;
-            assert!(!client.is_finished());
         }
-        ended.store(true, Ordering::Relaxed);
         old
     });
     let status = lab.status();
@@ -228,6 +197,6 @@ fn new_connections_are_served_throughout_after_a_service_has_gone() {
         status["packets"]["sent"]["refused_no_backend"], 0,
         "{status:#}"
     );
-    println!("{} connections", connections.load(Ordering::Relaxed));
+    println!("{connections} connections");
     last.end();
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::common::beside;
 use crate::common::lab::Lab;
 
 /// Addresses of the client, each with a flow from each of the ports.
@@ -33,12 +34,12 @@ timeouts = { unanswered = "1h", established = "1h" }
 address = "10.0.0.2"
 "#;
 
-/// Answers each datagram with itself until the end; where each flow, whose number
+/// Answers each datagram with itself until all is over; where each flow, whose number
 /// the datagram is, came from.
-fn answer_all(socket: &UdpSocket, end: &AtomicBool) -> Vec<Option<SocketAddr>> {
+fn answer_all(socket: &UdpSocket, over: &AtomicBool) -> Vec<Option<SocketAddr>> {
     let mut seen: Vec<Option<SocketAddr>> = vec![None; FLOWS];
     let mut datagram = [0; 4];
-    while !end.load(Ordering::Relaxed) {
+    while !over.load(Ordering::Relaxed) {
         let (length, from) = match socket.recv_from(&mut datagram) {
             Ok(received) => received,
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
@@ -110,7 +111,7 @@ fn every_flow(lab: &Lab, rounds: usize) -> usize {
 #[test]
 fn two_sources_hold_100000_flows_to_one_backend_and_no_two_alike() {
     let test = "two_sources_hold_100000_flows_to_one_backend_and_no_two_alike";
-    let Some(lab) = crate::lab(test) else {
+    let Some(lab) = crate::lab_alone(test) else {
         return;
     };
     lab.at("client", "ip addr add 10.0.0.44/24 dev eth0");
@@ -127,15 +128,12 @@ fn two_sources_hold_100000_flows_to_one_backend_and_no_two_alike() {
     let sink = lab.within("http1", || UdpSocket::bind(BACKEND).unwrap());
     sink.set_read_timeout(Some(HASTE)).unwrap();
     setsockopt(&sink, sockopt::RcvBufForce, &(8 << 20)).unwrap();
-    let end = AtomicBool::new(false);
-    let seen = std::thread::scope(|scope| {
-        let sink = scope.spawn(|| answer_all(&sink, &end));
+    let answers = |over: &AtomicBool| answer_all(&sink, over);
+    let (seen, ()) = beside(answers, || {
         // The second datagram of each establishes its flow; later all of them
         // are there still, and each comes from where it came from.
         every_flow(&lab, 2);
         every_flow(&lab, 1);
-        end.store(true, Ordering::Relaxed);
-        sink.join().unwrap()
     });
 
     let distinct: HashSet<SocketAddr> = seen.iter().map(|from| from.unwrap()).collect();
@@ -194,17 +192,13 @@ fn a_source_that_no_interface_has_is_reported_with_the_mend() {
         assert!(!lb.log().contains("no interface has it"), "{}", lb.log());
         let sink = lab.within("http1", || UdpSocket::bind(BACKEND).unwrap());
         sink.set_read_timeout(Some(HASTE)).unwrap();
-        let end = AtomicBool::new(false);
-        let seen = std::thread::scope(|scope| {
-            let sink = scope.spawn(|| answer_all(&sink, &end));
-            lab.within("client", || {
-                for number in (0..200).step_by(CLIENTS.len()) {
-                    exchange(&[(number, client_end(number))]);
-                }
-            });
-            end.store(true, Ordering::Relaxed);
-            sink.join().unwrap()
-        });
+        let answers = |over: &AtomicBool| answer_all(&sink, over);
+        let flows = || {
+            for number in (0..200).step_by(CLIENTS.len()) {
+                exchange(&[(number, client_end(number))]);
+            }
+        };
+        let (seen, ()) = beside(answers, || lab.within("client", flows));
         let sources: HashSet<IpAddr> = seen.iter().flatten().map(SocketAddr::ip).collect();
         assert_eq!(sources.len(), 2, "{sources:?}");
         lb.end();

@@ -87,14 +87,15 @@ fn shares_follow(lab: &Lab, weights: [u32; 2]) {
 
 #[test]
 fn twenty_thousand_connections_with_equal_weights() {
-    if let Some(lab) = crate::lab("twenty_thousand_connections_with_equal_weights") {
+    if let Some(lab) = crate::lab_alone("twenty_thousand_connections_with_equal_weights") {
         shares_follow(&lab, [1, 1]);
     }
 }
 
 #[test]
 fn twenty_thousand_connections_with_weights_of_three_to_one() {
-    if let Some(lab) = crate::lab("twenty_thousand_connections_with_weights_of_three_to_one") {
+    if let Some(lab) = crate::lab_alone("twenty_thousand_connections_with_weights_of_three_to_one")
+    {
         shares_follow(&lab, [3, 1]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::books::adds_up;
 use crate::common::echo::{Echo, make_room};
 use crate::common::http::{self, Connection};
@@ -50,7 +50,7 @@ fn exchange(over: &AtomicBool) -> u64 {
 
 #[test]
 fn no_packet_is_lost_when_another_daemon_takes_over() {
-    let Some(lab) = crate::lab("no_packet_is_lost_when_another_daemon_takes_over") else {
+    let Some(lab) = crate::lab_alone("no_packet_is_lost_when_another_daemon_takes_over") else {
         return;
     };
     let echo = Echo::start(&lab, "http1", &format!("{HTTP1}:7"));
@@ -63,11 +63,8 @@ fn no_packet_is_lost_when_another_daemon_takes_over() {
     let received = |host: &str| lab.counter(host, "UdpInDatagrams");
     let before = [received("http1"), received("client")];
     let mut lb = lab.balance(&format!("-c {file}"));
-    let over = AtomicBool::new(false);
-    let (lb, sent) = std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let client = scope.spawn(|| lab.within("client", || exchange(&over)));
-        let lb = Load::during(&lab, 50, |load| {
+    let take_overs = || {
+        Load::during(&lab, 50, |load| {
             for _ in 0..10 {
                 let next = lab.balance(&format!("--take-over -c {file}"));
                 let (log, status) = lb.outcome();
@@ -78,10 +75,10 @@ fn no_packet_is_lost_when_another_daemon_takes_over() {
             }
             println!("{} requests, 10 take-overs", load.requests());
             lb
-        });
-        over.store(true, Ordering::Relaxed);
-        (lb, client.join().unwrap())
-    });
+        })
+    };
+    let client = |over: &AtomicBool| lab.within("client", || exchange(over));
+    let (sent, lb) = beside(client, take_overs);
     println!("{sent} datagrams there and back");
     assert_eq!(received("http1") - before[0], sent, "at the backend");
     assert_eq!(received("client") - before[1], sent, "at the client");

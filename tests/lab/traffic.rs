@@ -2,22 +2,18 @@
 //! What arrives is what was sent, whoever computes the checksums.
 
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::common::Until;
+use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{HOSTS, LB, Lab, TWO};
+use crate::common::load::{self, originals};
 
 const DOWNLOADS: usize = 300;
 /// Downloads at a time.
 const THREADS: usize = 10;
 const WRK: &str = "wrk -t2 -c100 -d3s --latency http://10.0.0.5/";
-
-/// The backends' two files `/1m`.
-pub fn originals(lab: &Lab) -> [Vec<u8>; 2] {
-    ["http1", "http2"].map(|host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m")))
-}
 
 /// Downloads over keep-alive and over new connections, wrk, uploads: no failure,
 /// and no host sees a bad checksum.
@@ -104,7 +100,8 @@ pub fn leave_no_checksum_to_the_card(lab: &Lab, hosts: &[&str]) {
 
 #[test]
 fn generic_mode_carries_everything_with_default_offloads() {
-    let Some(lab) = crate::lab("generic_mode_carries_everything_with_default_offloads") else {
+    let Some(lab) = crate::lab_alone("generic_mode_carries_everything_with_default_offloads")
+    else {
         return;
     };
     let lb = lab.balance(TWO);
@@ -118,7 +115,8 @@ fn generic_mode_carries_everything_with_default_offloads() {
 
 #[test]
 fn generic_mode_carries_everything_with_complete_checksums() {
-    let Some(lab) = crate::lab("generic_mode_carries_everything_with_complete_checksums") else {
+    let Some(lab) = crate::lab_alone("generic_mode_carries_everything_with_complete_checksums")
+    else {
         return;
     };
     let lb = lab.balance(TWO);
@@ -161,7 +159,7 @@ fn every_checksum_on_the_wire_is_right(lab: &Lab) {
 
 #[test]
 fn native_mode_with_a_prepared_peer_carries_everything() {
-    let Some(lab) = crate::lab("native_mode_with_a_prepared_peer_carries_everything") else {
+    let Some(lab) = crate::lab_alone("native_mode_with_a_prepared_peer_carries_everything") else {
         return;
     };
     lab.script("native");
@@ -184,7 +182,6 @@ fn a_connection_outlives_what_changes_around_it() {
         return;
     };
     let lb = lab.balance(TWO);
-    let [original, _] = originals(&lab);
     let (mut busy, mut idle, host) = lab.within("client", || {
         let busy = loop {
             let mut connection = Connection::open(LB).unwrap();
@@ -196,18 +193,9 @@ fn a_connection_outlives_what_changes_around_it() {
         let host = idle.host().unwrap();
         (busy, idle, host)
     });
-    let over = AtomicBool::new(false);
-    let downloads = std::thread::scope(|scope| {
-        let _until = Until(&over);
-        let busy = scope.spawn(|| {
-            let mut downloads = 0;
-            while !over.load(Ordering::Relaxed) {
-                let body = busy.get("/1m").unwrap();
-                assert!(body == original, "a download is damaged");
-                downloads += 1;
-            }
-            downloads
-        });
+    let of_http1 = &originals(&lab)[..1];
+    let downloads = |over: &AtomicBool| load::download(&mut busy, of_http1, over);
+    let (downloads, ()) = beside(downloads, || {
         for round in 0..3 {
             lab.at("http2", "ip link set eth0 down");
             std::thread::sleep(Duration::from_millis(1500));
@@ -216,8 +204,6 @@ fn a_connection_outlives_what_changes_around_it() {
             lab.at("http1", &format!("ip link set eth0 address {mac}"));
             std::thread::sleep(Duration::from_millis(1000));
         }
-        over.store(true, Ordering::Relaxed);
-        busy.join().unwrap()
     });
     println!("{downloads} downloads of 1 MB while backends came, went and changed their MAC");
     assert!(downloads > 10);

@@ -8,7 +8,7 @@ use xdp_proxy::vlan::strips_tags;
 use crate::common;
 use crate::common::http;
 use crate::common::lab::{BINARY, HOSTS, Lab};
-use crate::traffic::originals;
+use crate::common::load::originals;
 
 const VLAN_10: &str = "link eth0 name eth0.10 type vlan id 10";
 const VLAN_20: &str = "link eth0 name eth0.20 type vlan id 20";

@@ -9,11 +9,10 @@ use xdp_proxy::datapath::{self, Datapath};
 use xdp_proxy::service::{Config, PortRanges};
 
 use crate::common::exchange::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
-const WEB: &str = "10.0.0.5:80";
 const FIRST: u16 = 2000;
 
 fn sending_from(sources: &[&str], last: u16) -> Config {
@@ -70,14 +69,14 @@ fn all_go_on(rig: &Rig, flows: &[Known]) {
 }
 
 fn sources_of(flows: &[Known]) -> BTreeSet<String> {
-    let addresses = flows.iter().map(|(_, (source, _))| source.ip().to_string());
+    let addresses = flows.iter().map(|(_, path)| path.source.ip().to_string());
     addresses.collect()
 }
 
 /// The tables agree: each port of a source is free or has one of these flows.
 #[track_caller]
 fn agree(rig: &Rig, flows: &[Known]) {
-    let distinct: HashSet<SocketAddr> = flows.iter().map(|(_, (source, _))| *source).collect();
+    let distinct: HashSet<SocketAddr> = flows.iter().map(|(_, path)| path.source).collect();
     assert_eq!(distinct.len(), flows.len(), "no two flows have one port");
     for (index, source) in rig.tables.sources_in_use() {
         let mut ports = rig.datapath.free_ports(index).unwrap();
@@ -183,9 +182,8 @@ fn flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted() {
         let mut rig = Rig::new(&both, GENERIC);
         let flows = open(&rig, 0..200);
         let stay: IpAddr = stays.parse().unwrap();
-        let (mut staying, gone): (Vec<Known>, Vec<Known>) = flows
-            .iter()
-            .partition(|(_, (source, _))| source.ip() == stay);
+        let (mut staying, gone): (Vec<Known>, Vec<Known>) =
+            flows.iter().partition(|(_, path)| path.source.ip() == stay);
         assert!(staying.len() > 60 && gone.len() > 60);
         drop(follow(&mut rig, &sending_from(&[stays], 2999), true));
         all_go_on(&rig, &staying);

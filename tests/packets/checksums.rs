@@ -3,10 +3,15 @@
 //! (CHECKSUM_PARTIAL): every row of the table in src/bpf/checksum.h. What must
 //! come out is etherparse's full sum over the packet that came out.
 
-use crate::common::connection::*;
-use crate::common::frames::*;
+use xdp_proxy::abi::OutcomeCode;
+
+use crate::common::case::WAYS;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
+
+const NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_NO_FLOW;
 
 /// Payloads about every border of the program's loops, and about the MTU's.
 fn payload_lengths() -> impl Iterator<Item = usize> {
@@ -29,13 +34,11 @@ fn one_service(settings: xdp_proxy::datapath::Settings) -> Rig {
     Rig::new(&config(vec![service("10.0.0.5:80", &backends)]), settings)
 }
 
-/// Segments of each length in both directions, `change`d, must leave as
-/// `expected`.
+/// Segments of each length in both directions, `change`d.
 fn both_ways(
-    connection: &mut Connection,
+    connection: &mut Exchange,
     lengths: &mut dyn Iterator<Item = usize>,
-    (sent, expected): (Sum, Sum),
-    change: impl Fn(&mut Segment),
+    change: impl Fn(&mut Frame),
 ) -> usize {
     let mut checked = 0;
     for bytes in lengths {
@@ -43,15 +46,15 @@ fn both_ways(
             if bytes + options.len() > 1460 && bytes <= 1460 {
                 continue; // it would be longer than the MTU
             }
-            let mut out = connection.client_segment(PSH | ACK);
-            let mut back = connection.backend_segment(PSH | ACK);
+            let mut out = connection.client_frame(PSH | ACK);
+            let mut back = connection.backend_frame(PSH | ACK);
             for segment in [&mut out, &mut back] {
                 segment.payload = pattern(bytes);
-                segment.ip.options = options.clone();
+                segment.ipv4().options = options.clone();
                 change(segment);
             }
-            connection.forward_as(&out, sent, expected);
-            connection.reply_as(&back, sent, expected);
+            connection.forward_frame(&out);
+            connection.reply_frame(&back);
             checked += 2;
         }
     }
@@ -64,20 +67,12 @@ fn sums_of_every_length_stay_right_however_they_come() {
         return;
     }
     let mut checked = 0;
-    for (settings, sent, expected) in [
-        (WHOLE, Sum::Complete, Sum::Complete),
-        (GENERIC, Sum::Complete, Sum::Complete),
-        (GENERIC, Sum::Partial, Sum::Partial),
-        (NATIVE, Sum::Complete, Sum::Complete),
-        (NATIVE, Sum::Partial, Sum::Complete),
-    ] {
-        let rig = one_service(settings);
-        let mut connection = Connection::new(&rig, 1);
-        connection.sum = sent;
+    for (settings, sum) in WAYS {
+        let rig = one_service(*settings);
+        let mut connection = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         connection.open();
-        let sums = (sent, expected);
-        checked += both_ways(&mut connection, &mut payload_lengths(), sums, |_| ());
-        checked += both_ways(&mut connection, &mut gso_lengths(), sums, |_| ());
+        checked += both_ways(&mut connection, &mut payload_lengths(), |_| ());
+        checked += both_ways(&mut connection, &mut gso_lengths(), |_| ());
     }
     println!("{checked} packets");
 }
@@ -87,20 +82,11 @@ fn a_clear_sum_teaches_how_a_coincidence_is_read() {
     if !root_or_skip("a_clear_sum_teaches_how_a_coincidence_is_read") {
         return;
     }
-    for (settings, sent, expected) in [
-        (WHOLE, Sum::Complete, Sum::Complete),
-        (GENERIC, Sum::Complete, Sum::Complete),
-        (GENERIC, Sum::Partial, Sum::Partial),
-        (NATIVE, Sum::Complete, Sum::Complete),
-        (NATIVE, Sum::Partial, Sum::Complete),
-    ] {
-        let rig = one_service(settings);
-        let mut connection = Connection::new(&rig, 1);
-        connection.sum = sent;
+    for (settings, sum) in WAYS {
+        let rig = one_service(*settings);
+        let mut connection = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         connection.open();
-        let mut lengths = payload_lengths();
-        let sums = (sent, expected);
-        both_ways(&mut connection, &mut lengths, sums, Segment::coincide);
+        both_ways(&mut connection, &mut payload_lengths(), Frame::coincide);
     }
 }
 
@@ -110,10 +96,10 @@ fn a_coincidence_longer_than_the_mtu_is_partial() {
         return;
     }
     let rig = one_service(GENERIC);
-    let mut connection = Connection::new(&rig, 1);
+    let mut connection = Exchange::new(&rig, WEB, 1);
     connection.open();
-    let sums = (Sum::Partial, Sum::Partial);
-    both_ways(&mut connection, &mut gso_lengths(), sums, Segment::coincide);
+    connection.sum = Sum::Partial;
+    both_ways(&mut connection, &mut gso_lengths(), Frame::coincide);
 }
 
 /// A packet of a history: what it says clearly, or that it is the coincidence.
@@ -162,37 +148,38 @@ fn a_coincidence_is_read_as_its_direction_was_read_before() {
     for ((name, history, read_as), number) in histories.iter().zip(1..) {
         println!("{name}");
         // Of the client: the other direction's sums must not matter.
-        let mut connection = Connection::new(&rig, number);
+        let mut connection = Exchange::new(&rig, WEB, number);
         for (said, i) in history.iter().zip(0..) {
-            let mut segment = connection.client_segment(if i == 0 { SYN } else { ACK });
+            let mut segment = connection.client_frame(if i == 0 { SYN } else { ACK });
             let sum = said_as(*said, &mut segment, *read_as);
-            connection.forward_as(&segment, sum, sum);
-            let answer = connection.backend_segment(ACK);
-            let other = opposite(sum);
-            connection.reply_as(&answer, other, other);
+            connection.sum = sum;
+            connection.forward_frame(&segment);
+            connection.sum = opposite(sum);
+            connection.reply(ACK);
         }
-        let mut segment = connection.client_segment(if history.is_empty() { SYN } else { ACK });
+        let mut segment = connection.client_frame(if history.is_empty() { SYN } else { ACK });
         segment.coincide();
-        connection.forward_as(&segment, *read_as, *read_as);
+        connection.sum = *read_as;
+        connection.forward_frame(&segment);
 
         // Of the backend.
-        let mut connection = Connection::new(&rig, 1000 + number);
-        let syn = connection.client_segment(SYN);
-        let other = opposite(*read_as);
-        connection.forward_as(&syn, other, other);
+        let mut connection = Exchange::new(&rig, WEB, 1000 + number);
+        connection.sum = opposite(*read_as);
+        connection.forward(SYN);
         for said in *history {
-            let mut segment = connection.backend_segment(ACK);
-            let sum = said_as(*said, &mut segment, *read_as);
-            connection.reply_as(&segment, sum, sum);
+            let mut segment = connection.backend_frame(ACK);
+            connection.sum = said_as(*said, &mut segment, *read_as);
+            connection.reply_frame(&segment);
         }
-        let mut segment = connection.backend_segment(ACK);
+        let mut segment = connection.backend_frame(ACK);
         segment.coincide();
-        connection.reply_as(&segment, *read_as, *read_as);
+        connection.sum = *read_as;
+        connection.reply_frame(&segment);
     }
 }
 
 /// Makes a segment say what it should; how it is read.
-fn said_as(said: Said, segment: &mut Segment, read_as: Sum) -> Sum {
+fn said_as(said: Said, segment: &mut Frame, read_as: Sum) -> Sum {
     match said {
         Said::Clearly(sum) => sum,
         Said::Nothing => {
@@ -214,23 +201,16 @@ fn a_reset_keeps_the_kind_of_the_sum_that_it_answers() {
     if !root_or_skip("a_reset_keeps_the_kind_of_the_sum_that_it_answers") {
         return;
     }
-    for (settings, sent) in [
-        (WHOLE, Sum::Complete),
-        (GENERIC, Sum::Complete),
-        (GENERIC, Sum::Partial),
-        (NATIVE, Sum::Complete),
-        (NATIVE, Sum::Partial),
-    ] {
-        let rig = one_service(settings);
-        let mut connection = Connection::new(&rig, 1);
-        connection.sum = sent;
+    for (settings, sum) in WAYS {
+        let rig = one_service(*settings);
+        let connection = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         for bytes in (0..=70).chain([1460]).chain(gso_lengths()) {
             for options in ip_options() {
                 for flags in [ACK, FIN, PSH | ACK, SYN | ACK] {
-                    let mut segment = connection.client_segment(flags);
+                    let mut segment = connection.client_frame(flags);
                     segment.payload = pattern(bytes);
-                    segment.ip.options = options.clone();
-                    connection.is_reset(&segment);
+                    segment.ipv4().options = options.clone();
+                    connection.is_reset(&segment, NO_FLOW);
                 }
             }
         }
@@ -245,12 +225,12 @@ fn a_reset_that_answers_a_coincidence_is_complete() {
     }
     for settings in [WHOLE, GENERIC, NATIVE] {
         let rig = one_service(settings);
-        let connection = Connection::new(&rig, 1);
+        let connection = Exchange::new(&rig, WEB, 1);
         for bytes in 0..=130 {
-            let mut segment = connection.client_segment(ACK);
+            let mut segment = connection.client_frame(ACK);
             segment.payload = pattern(bytes);
             segment.coincide();
-            connection.is_reset(&segment);
+            connection.is_reset(&segment, NO_FLOW);
         }
     }
 }
@@ -263,11 +243,11 @@ fn a_wrong_sum_stays_wrong_by_the_same_amount() {
     }
     for settings in [WHOLE, GENERIC, NATIVE] {
         let rig = one_service(settings);
-        let mut connection = Connection::new(&rig, 1);
+        let mut connection = Exchange::new(&rig, WEB, 1);
         connection.open();
-        let mut segment = connection.client_segment(ACK);
+        let mut segment = connection.client_frame(ACK);
         segment.payload = pattern(100);
-        let wanted = Connection::forwarded(&segment, connection.path());
+        let wanted = connection.forwarded(&segment);
         for wrong_by in [1u16, 0x100, 0x8000] {
             let mut frame = segment.bytes(Sum::Complete);
             let sum = segment.complete_sum();

@@ -9,7 +9,6 @@ use xdp_proxy::abi::OutcomeCode;
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 use crate::common::served::SERVED;

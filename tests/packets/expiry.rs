@@ -5,10 +5,11 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::service::{PortRanges, Timeouts};
 
-use crate::common::connection::*;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -35,7 +36,7 @@ fn ended(rig: &Rig) -> u64 {
 }
 
 /// What a flow has seen, and whether its time is over by timeouts.
-type Life = fn(&mut Connection);
+type Life = fn(&mut Exchange);
 
 const UNANSWERED: Life = |c| c.forward(SYN);
 const ANSWERED: Life = |c| {
@@ -98,7 +99,7 @@ fn a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over() {
     ];
     for (name, timeouts, life, ends) in table {
         let mut rig = with(*timeouts);
-        let mut connection = Connection::new(&rig, 1);
+        let mut connection = Exchange::new(&rig, WEB, 1);
         life(&mut connection);
         let path = connection.path();
         sleep(SOON_OVER);
@@ -107,7 +108,7 @@ fn a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over() {
         rig.datapath.sweep().unwrap();
         assert_eq!(ended(&rig), *ends, "{name}: a flow ends once");
         // Until its port is needed, or `closing` is over, late packets find it.
-        let mut connection = Connection::resumed(&rig, 1, path);
+        let mut connection = Exchange::new(&rig, WEB, 1).with_path(path);
         connection.forward(ACK);
         connection.reply(ACK);
     }
@@ -122,7 +123,7 @@ fn a_backends_answers_alone_keep_no_flow_alive() {
         unanswered: SOON,
         ..NEVER
     });
-    let mut connection = Connection::new(&rig, 1);
+    let mut connection = Exchange::new(&rig, WEB, 1);
     connection.forward(SYN);
     sleep(SOON_OVER);
     connection.reply(SYN | ACK);
@@ -140,11 +141,11 @@ fn traffic_alone_ends_flows_whose_time_is_over() {
         established: SOON,
         ..NEVER
     });
-    let mut old: Vec<Connection> = (0..4).map(|n| Connection::new(&rig, n)).collect();
+    let mut old: Vec<Exchange> = (0..4).map(|n| Exchange::new(&rig, WEB, n)).collect();
     old[..2].iter_mut().for_each(|c| c.forward(SYN));
-    old[2..].iter_mut().for_each(Connection::open);
+    old[2..].iter_mut().for_each(Exchange::open);
     sleep(SOON_OVER);
-    let mut new = Connection::new(&rig, 9);
+    let mut new = Exchange::new(&rig, WEB, 9);
     let refused = (0..SYNS_MAX).take_while(|_| !new.try_syn()).count();
     assert!(refused < SYNS_MAX, "nothing has ended");
     assert!(old.iter().any(|c| c.port() == new.port()));
@@ -160,12 +161,12 @@ fn unanswered_flows_go_first_where_ports_are_short() {
         unanswered: SOON,
         ..NEVER
     });
-    let mut kept: Vec<Connection> = (0..2).map(|n| Connection::new(&rig, n)).collect();
-    kept.iter_mut().for_each(Connection::open);
-    let mut lost: Vec<Connection> = (2..4).map(|n| Connection::new(&rig, n)).collect();
+    let mut kept: Vec<Exchange> = (0..2).map(|n| Exchange::new(&rig, WEB, n)).collect();
+    kept.iter_mut().for_each(Exchange::open);
+    let mut lost: Vec<Exchange> = (2..4).map(|n| Exchange::new(&rig, WEB, n)).collect();
     lost.iter_mut().for_each(|c| c.forward(SYN));
     sleep(SOON_OVER);
-    let mut new = Connection::new(&rig, 9);
+    let mut new = Exchange::new(&rig, WEB, 9);
     let refused = (0..SYNS_MAX).take_while(|_| !new.try_syn()).count();
     assert!(refused < SYNS_MAX, "nothing has ended");
     assert!(lost.iter().any(|c| c.port() == new.port()));
@@ -181,9 +182,9 @@ fn established_flows_are_never_ended_for_the_sake_of_new_ones() {
         return;
     }
     let rig = with(NEVER);
-    let mut flows: Vec<Connection> = (0..4).map(|n| Connection::new(&rig, n)).collect();
-    flows.iter_mut().for_each(Connection::open);
-    let mut new = Connection::new(&rig, 9);
+    let mut flows: Vec<Exchange> = (0..4).map(|n| Exchange::new(&rig, WEB, n)).collect();
+    flows.iter_mut().for_each(Exchange::open);
+    let mut new = Exchange::new(&rig, WEB, 9);
     assert!((0..2 * SYNS_MAX).all(|_| !new.try_syn()));
     assert_eq!(ended(&rig), 0);
     for connection in &mut flows {
@@ -201,20 +202,21 @@ fn a_closing_flow_that_is_over_is_no_flow() {
         closing: SOON,
         ..NEVER
     });
-    let mut connection = Connection::new(&rig, 1);
+    let mut connection = Exchange::new(&rig, WEB, 1);
     connection.open();
     connection.close();
     sleep(SOON_OVER);
-    connection.is_reset(&connection.client_segment(ACK));
-    connection.is_passed(&connection.backend_segment(ACK));
-    let mut new = Connection::new(&rig, 1);
+    let ack = connection.client_frame(ACK);
+    connection.is_reset(&ack, OutcomeCode::OUTCOME_REFUSED_NO_FLOW);
+    connection.is_passed(&connection.backend_frame(ACK).bytes(Sum::Complete));
+    let mut new = Exchange::new(&rig, WEB, 1);
     new.open();
     assert_ne!(new.port(), connection.port());
     new.forward(PSH | ACK);
     new.reply(PSH | ACK);
     // Its old port is taken again at last, and serves the new flow alone.
     for number in 2..5 {
-        Connection::new(&rig, number).open();
+        Exchange::new(&rig, WEB, number).open();
     }
     new.forward(PSH | ACK);
     new.reply(PSH | ACK);

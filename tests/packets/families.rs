@@ -8,7 +8,7 @@ use xdp_proxy::service::PortRanges;
 
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::icmp::Told;
 use crate::common::random::at_most;
 use crate::common::rig::*;
@@ -40,7 +40,7 @@ fn ipv4_and_ipv6_are_served_side_by_side() {
         flows.iter_mut().for_each(Exchange::open);
         flows.iter_mut().for_each(Exchange::open);
         for (flow, (_, backend)) in flows.iter().zip(SERVICES.iter().cycle()) {
-            assert_eq!(flow.path().1, backend.parse().unwrap());
+            assert_eq!(flow.path().backend, backend.parse().unwrap());
         }
         let distinct: HashSet<Path> = flows.iter().map(Exchange::path).collect();
         assert_eq!(distinct.len(), flows.len());
@@ -68,7 +68,7 @@ fn services_that_share_ports_take_them_from_each_other() {
             .map(|number| Exchange::new(&rig, [tcp, udp][number as usize % 2], number))
             .collect();
         flows.iter_mut().for_each(Exchange::open);
-        let ports: HashSet<u16> = flows.iter().map(|f| f.path().0.port()).collect();
+        let ports: HashSet<u16> = flows.iter().map(|f| f.path().source.port()).collect();
         assert_eq!(ports.len(), 4);
         let exhausted = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
         let late = Exchange::new(&rig, tcp, 9);
@@ -76,11 +76,11 @@ fn services_that_share_ports_take_them_from_each_other() {
         let late = Exchange::new(&rig, udp, 9);
         late.is_told(&late.client_frame(0), Told::PortUnreachable, exhausted);
         // A TCP flow's port, once it is closed, serves a datagram.
-        let free = flows[0].path().0;
+        let free = flows[0].path().source;
         flows[0].close();
         let mut next = Exchange::new(&rig, udp, 10);
         next.open();
-        assert_eq!(next.path().0, free);
+        assert_eq!(next.path().source, free);
         flows[1..].iter_mut().for_each(Exchange::open);
     }
 }
@@ -110,7 +110,7 @@ fn each_of_many_ipv6_addresses_is_found_and_none_beside_them() {
     for (vip, port) in vips.iter().zip(1000..).take(at_most(20_000) / 20) {
         let mut exchange = Exchange::new(&rig, &name(*vip), 1);
         exchange.open();
-        assert_eq!(exchange.path().1.port(), port, "of {}", name(*vip));
+        assert_eq!(exchange.path().backend.port(), port, "of {}", name(*vip));
         for beside in [vip ^ 1, vip ^ 1 << 40, vip ^ 1 << 100, vip.rotate_left(32)] {
             if !vips.contains(&beside) {
                 let exchange = Exchange::new(&rig, &name(beside), 1);
@@ -141,7 +141,7 @@ fn ipv6_clients_of_one_network_have_hashes_of_their_own() {
             let host = format!("fd01::{:x}", number % 64).parse().unwrap();
             exchange.client.set_ip(host);
             exchange.forward(SYN);
-            let port = exchange.path().0.port();
+            let port = exchange.path().source.port();
             rig.datapath.flow(0, port).unwrap().hash
         })
         .collect();

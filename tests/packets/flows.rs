@@ -3,7 +3,7 @@
 
 use crate::common::case::Expect::*;
 use crate::common::case::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::root_or_skip;
 
 const SYN_SENT: &[Packet] = &[client(SYN)];
@@ -56,8 +56,8 @@ const LIFE: &[Case] = &[
         "a SYN that negotiates ECN begins a flow",
         &[],
         client(SYN).edit(|s| {
-            s.tcp.ece = true;
-            s.tcp.cwr = true;
+            s.tcp().ece = true;
+            s.tcp().cwr = true;
         }),
         Forwarded,
     )
@@ -126,9 +126,9 @@ const LIFE: &[Case] = &[
         "sequence numbers and window are untouched",
         OPEN,
         client(ACK).edit(|s| {
-            s.tcp.sequence_number = u32::MAX;
-            s.tcp.acknowledgment_number = 0x8000_0001;
-            s.tcp.window_size = 1;
+            s.tcp().sequence_number = u32::MAX;
+            s.tcp().acknowledgment_number = 0x8000_0001;
+            s.tcp().window_size = 1;
         }),
         Forwarded,
     ),

@@ -12,7 +12,6 @@ use xdp_proxy::abi::{self, OutcomeCode};
 use crate::common::exchange::*;
 use crate::common::fragment::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::icmp::Told;
 use crate::common::random::at_most;
 use crate::common::rig::*;
@@ -101,7 +100,7 @@ fn a_first_fragment_begins_a_flow() {
             let first = &frame.fragments(Sum::Complete, 1, &[80])[0];
             // By the way that it went, all of it is compared.
             let ran = new.counted(first, FORWARDED);
-            new.path = Some(ends_of(&ran.frame));
+            new.path = Some(Path::of(&ran.frame));
             Fragmented::new(&new, &frame, 1, &[80]).check(&new);
             new.sum = exchange.sum;
             new.reply(SYN | ACK);
@@ -292,14 +291,14 @@ fn a_later_fragment_is_not_of_its_clients_next_flow() {
             datagram.check(&exchange);
         }
         let path = exchange.path();
-        let index = rig.backend_index(path.1);
+        let index = rig.backend_index(path.backend);
         rig.tables.backends[index - 1].path.alive = false;
         rig.datapath.write_backend(&rig.tables, index).unwrap();
         rig.datapath.write_maglev(&rig.tables, 0).unwrap();
         let mut next = Exchange::new(&rig, listen, 1);
         next.forward(SYN);
-        assert_eq!(next.path().0, path.0);
-        assert_ne!(next.path().1, path.1);
+        assert_eq!(next.path().source, path.source);
+        assert_ne!(next.path().backend, path.backend);
         for datagram in &fragmented {
             next.is_dropped(&datagram.fragments[1], FRAGMENT);
         }

@@ -6,9 +6,8 @@ use xdp_proxy::service::{AllDown, Health, OnFailure};
 use xdp_proxy::tables::Condition;
 
 use crate::common::case::WAYS;
-use crate::common::connection::*;
-use crate::common::exchange::Exchange;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -39,17 +38,16 @@ fn down() -> Condition {
 
 /// An open flow of client `number`: its path, and its backend's index.
 fn opened(rig: &Rig, number: u32, sum: Sum) -> (Path, usize) {
-    let mut connection = Connection::new(rig, number);
-    connection.sum = sum;
+    let mut connection = Exchange::new(rig, WEB, number).with_sum(sum);
     connection.open();
     let path = connection.path();
-    (path, rig.backend_index(path.backend.into()))
+    (path, rig.backend_index(path.backend))
 }
 
-fn resumed(rig: &Rig, number: u32, path: Path, sum: Sum) -> Connection<'_> {
-    let mut connection = Connection::resumed(rig, number, path);
-    connection.sum = sum;
-    connection
+fn resumed(rig: &Rig, number: u32, path: Path, sum: Sum) -> Exchange<'_> {
+    Exchange::new(rig, WEB, number)
+        .with_path(path)
+        .with_sum(sum)
 }
 
 #[test]
@@ -81,17 +79,15 @@ fn a_clients_next_segment_to_a_backend_that_is_gone_gets_a_reset() {
             let connection = resumed(&rig, number, path, *sum);
             // What the backend still says arrives.
             connection.reply(PSH | ACK);
-            let mut segment = connection.client_segment(flags);
+            let mut segment = connection.client_frame(flags);
             segment.payload = pattern(bytes);
-            connection.is_reset(&segment);
+            connection.is_reset(&segment, GONE);
             let after = rig.counters();
-            assert_eq!(after.of(GONE), before.of(GONE) + 1);
             let ended = |c: &xdp_proxy::stats::Counters| c.backends[index - 1].flows_ended;
             assert_eq!(ended(&after), ended(&before) + 1);
             // That was its end, for both.
-            connection.is_reset(&segment);
-            assert_eq!(rig.counter(NO_FLOW), before.of(NO_FLOW) + 1);
-            connection.is_passed(&connection.backend_segment(ACK));
+            connection.is_reset(&segment, NO_FLOW);
+            connection.is_passed(&connection.backend_frame(ACK).bytes(Sum::Complete));
             write(&mut rig, index, Condition::default());
         }
     }
@@ -120,23 +116,17 @@ fn a_syn_that_a_backend_did_not_answer_is_sent_to_another_once_it_is_down() {
     }
     for (settings, sum) in WAYS {
         let mut rig = two_backends(*settings);
-        let mut connection = resumed_syn(&rig, *sum);
+        let mut connection = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         connection.forward(SYN);
         let dead = connection.path().backend;
-        let index = rig.backend_index(dead.into());
+        let index = rig.backend_index(dead);
         write(&mut rig, index, down());
-        let mut again = resumed_syn(&rig, *sum);
+        let mut again = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         again.open();
         assert_ne!(again.path().backend, dead);
         let counters = rig.counters();
         assert_eq!(counters.backends[index - 1].flows(), 0);
     }
-}
-
-fn resumed_syn(rig: &Rig, sum: Sum) -> Connection<'_> {
-    let mut connection = Connection::new(rig, 1);
-    connection.sum = sum;
-    connection
 }
 
 #[test]
@@ -151,8 +141,7 @@ fn flows_of_a_backend_that_is_gone_end_without_a_packet_too() {
     assert_eq!(rig.counters().backends[index - 1].flows(), 0);
     // The client is told all the same.
     let connection = resumed(&rig, 1, path, Sum::Complete);
-    connection.is_reset(&connection.client_segment(ACK));
-    assert_eq!(rig.counter(GONE), 1);
+    connection.is_reset(&connection.client_frame(ACK), GONE);
     assert_eq!(rig.counters().backends[index - 1].flows_ended, 1);
 }
 
@@ -196,11 +185,10 @@ fn where_health_is_ignored_when_all_are_down_all_serve() {
         write(&mut rig, 3 - index, down());
         let mut connection = resumed(&rig, 1, path, Sum::Complete);
         if all_down == AllDown::Reject {
-            connection.is_reset(&connection.client_segment(ACK));
-            let new = Connection::new(&rig, 2);
-            new.is_reset(&new.client_segment(SYN));
+            connection.is_reset(&connection.client_frame(ACK), GONE);
+            let new = Exchange::new(&rig, WEB, 2);
             let refused = OutcomeCode::OUTCOME_REFUSED_NO_BACKEND;
-            assert_eq!(rig.counter(refused), 1);
+            new.is_reset(&new.client_frame(SYN), refused);
         } else {
             connection.forward(ACK);
             let backends = (2..100).map(|number| opened(&rig, number, Sum::Complete).1);
@@ -242,7 +230,7 @@ fn flows_of_udp_outlive_a_drain_and_a_failure_that_is_to_change_nothing() {
         let mut exchange = Exchange::new(&rig, LISTEN, 1);
         exchange.open();
         let path = exchange.path();
-        let index = rig.backend_index(path.1);
+        let index = rig.backend_index(path.backend);
         write(&mut rig, index, condition);
         rig.datapath.sweep().unwrap();
         let mut after = Exchange::new(&rig, LISTEN, 1);
@@ -250,7 +238,7 @@ fn flows_of_udp_outlive_a_drain_and_a_failure_that_is_to_change_nothing() {
         assert_eq!(after.path() != path, moves, "{condition:?}");
         let mut new = Exchange::new(&rig, LISTEN, 2);
         new.open();
-        assert_ne!(new.path().1, path.1);
+        assert_ne!(new.path().backend, path.backend);
         assert_eq!(rig.counters().of(GONE), 0);
     }
 }

@@ -6,8 +6,8 @@ use xdp_proxy::abi::OutcomeCode;
 
 use crate::common::case::Expect::*;
 use crate::common::case::*;
-use crate::common::connection::Connection;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -37,7 +37,7 @@ const KEPT: &[Case] = &[
         "one word of IP options is kept on the way out",
         OPEN,
         client(ACK).payload(31).edit(|s| {
-            s.ip.options = [148, 4, 0, 0].into();
+            s.ipv4().options = [148, 4, 0, 0].into();
         }),
         Forwarded,
     ),
@@ -45,7 +45,7 @@ const KEPT: &[Case] = &[
         "one word of IP options is kept on the way back",
         OPEN,
         backend(ACK).payload(31).edit(|s| {
-            s.ip.options = [148, 4, 0, 0].into();
+            s.ipv4().options = [148, 4, 0, 0].into();
         }),
         Returned,
     ),
@@ -53,7 +53,7 @@ const KEPT: &[Case] = &[
         "the longest IP options are kept",
         OPEN,
         client(ACK).payload(64).edit(|s| {
-            s.ip.options = [1; 40].into();
+            s.ipv4().options = [1; 40].into();
         }),
         Forwarded,
     ),
@@ -61,7 +61,7 @@ const KEPT: &[Case] = &[
         "a SYN with IP options begins a flow",
         &[],
         client(SYN).edit(|s| {
-            s.ip.options = [1; 20].into();
+            s.ipv4().options = [1; 20].into();
         }),
         Forwarded,
     )
@@ -70,8 +70,8 @@ const KEPT: &[Case] = &[
         "DSCP and ECN are kept on the way out",
         OPEN,
         client(ACK).edit(|s| {
-            s.ip.dscp = IpDscp::try_new(46).unwrap();
-            s.ip.ecn = IpEcn::CongestionExperienced;
+            s.ipv4().dscp = IpDscp::try_new(46).unwrap();
+            s.ipv4().ecn = IpEcn::CongestionExperienced;
         }),
         Forwarded,
     ),
@@ -79,8 +79,8 @@ const KEPT: &[Case] = &[
         "DSCP and ECN are kept on the way back",
         OPEN,
         backend(ACK).edit(|s| {
-            s.ip.dscp = IpDscp::try_new(10).unwrap();
-            s.ip.ecn = IpEcn::Ect0;
+            s.ipv4().dscp = IpDscp::try_new(10).unwrap();
+            s.ipv4().ecn = IpEcn::Ect0;
         }),
         Returned,
     ),
@@ -88,8 +88,8 @@ const KEPT: &[Case] = &[
         "identification and DF are kept",
         OPEN,
         client(ACK).edit(|s| {
-            s.ip.identification = 0xbeef;
-            s.ip.dont_fragment = true;
+            s.ipv4().identification = 0xbeef;
+            s.ipv4().dont_fragment = true;
         }),
         Forwarded,
     ),
@@ -97,8 +97,8 @@ const KEPT: &[Case] = &[
         "the urgent pointer is kept",
         OPEN,
         client(PSH | ACK).payload(5).edit(|s| {
-            s.tcp.urg = true;
-            s.tcp.urgent_pointer = 5;
+            s.tcp().urg = true;
+            s.tcp().urgent_pointer = 5;
         }),
         Forwarded,
     ),
@@ -110,7 +110,7 @@ const KEPT: &[Case] = &[
             let options = [
                 2, 4, 5, 180, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7,
             ];
-            s.tcp.set_options_raw(&options).unwrap();
+            s.tcp().set_options_raw(&options).unwrap();
         }),
         Forwarded,
     )
@@ -122,7 +122,7 @@ const KEPT: &[Case] = &[
             let mut options = [0xab; 40];
             options[..6].copy_from_slice(&[1, 1, 8, 10, 1, 2]);
             options[12..16].copy_from_slice(&[1, 1, 5, 26]);
-            s.tcp.set_options_raw(&options[..40]).unwrap();
+            s.tcp().set_options_raw(&options[..40]).unwrap();
         }),
         Returned,
     ),
@@ -130,9 +130,9 @@ const KEPT: &[Case] = &[
         "the flags for ECN and NS are kept",
         OPEN,
         client(ACK).edit(|s| {
-            s.tcp.ece = true;
-            s.tcp.cwr = true;
-            s.tcp.ns = true;
+            s.tcp().ece = true;
+            s.tcp().cwr = true;
+            s.tcp().ns = true;
         }),
         Forwarded,
     ),
@@ -157,13 +157,13 @@ const KEPT: &[Case] = &[
     case(
         "TTL 2 goes one hop further",
         OPEN,
-        client(ACK).edit(|s| s.ip.time_to_live = 2),
+        client(ACK).edit(|s| *s.hops() = 2),
         Forwarded,
     ),
     case(
         "TTL 255 goes one hop further",
         OPEN,
-        backend(ACK).edit(|s| s.ip.time_to_live = 255),
+        backend(ACK).edit(|s| *s.hops() = 255),
         Returned,
     ),
     case(
@@ -178,33 +178,33 @@ const OUT_OF_TIME: &[Case] = &[
     case(
         "TTL 1 is answered on the way out",
         OPEN,
-        client(ACK).edit(|s| s.ip.time_to_live = 1),
+        client(ACK).edit(|s| *s.hops() = 1),
         TimeExceeded,
     ),
     case(
         "TTL 0 is answered on the way out",
         OPEN,
-        client(ACK).payload(43).edit(|s| s.ip.time_to_live = 0),
+        client(ACK).payload(43).edit(|s| *s.hops() = 0),
         TimeExceeded,
     ),
     case(
         "TTL 1 is answered on the way back",
         OPEN,
-        backend(ACK).payload(44).edit(|s| s.ip.time_to_live = 1),
+        backend(ACK).payload(44).edit(|s| *s.hops() = 1),
         TimeExceeded,
     ),
     case(
         "a SYN with TTL 1 begins nothing",
         &[],
-        client(SYN).edit(|s| s.ip.time_to_live = 1),
+        client(SYN).edit(|s| *s.hops() = 1),
         TimeExceeded,
     ),
     case(
         "no more than 64 bytes are quoted, and IP options are",
         OPEN,
         client(PSH | ACK).payload(1001).edit(|s| {
-            s.ip.time_to_live = 1;
-            s.ip.options = [1; 40].into();
+            *s.hops() = 1;
+            s.ipv4().options = [1; 40].into();
         }),
         TimeExceeded,
     ),
@@ -212,7 +212,7 @@ const OUT_OF_TIME: &[Case] = &[
         "padding is not quoted",
         OPEN,
         client(PSH | ACK).payload(1).edit(|s| {
-            s.ip.time_to_live = 1;
+            *s.hops() = 1;
             s.padding = vec![0xa5; 5];
         }),
         TimeExceeded,
@@ -220,7 +220,7 @@ const OUT_OF_TIME: &[Case] = &[
     case(
         "a RST whose time is over ends nothing",
         OPEN,
-        client(RST).edit(|s| s.ip.time_to_live = 1),
+        client(RST).edit(|s| *s.hops() = 1),
         TimeExceeded,
     ),
 ];
@@ -293,7 +293,7 @@ const BROKEN: &[Case] = &[
         OPEN,
         client(ACK)
             .payload(20)
-            .edit(|s| s.ip.options = [0; 40].into())
+            .edit(|s| s.ipv4().options = [0; 40].into())
             .damage(|f| f.truncate(IP + 60 + 19)),
         Dropped(MALFORMED),
     ),
@@ -329,13 +329,9 @@ fn a_runt_is_passed_until_its_ports_can_be_read_and_malformed_from_there_on() {
     for (settings, sum) in WAYS {
         let services = vec![service("10.0.0.5:80", &[("10.0.0.2:80", 1)])];
         let rig = Rig::new(&config(services), *settings);
-        let mut connection = Connection::new(&rig, 1);
-        connection.sum = *sum;
+        let mut connection = Exchange::new(&rig, WEB, 1).with_sum(*sum);
         connection.open();
-        for segment in [
-            connection.client_segment(ACK),
-            connection.backend_segment(ACK),
-        ] {
+        for segment in [connection.client_frame(ACK), connection.backend_frame(ACK)] {
             let frame = segment.bytes(*sum);
             assert_eq!(frame.len(), 54);
             for bytes in 14..=54 {

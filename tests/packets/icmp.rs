@@ -10,7 +10,6 @@ use xdp_proxy::abi::OutcomeCode;
 
 use crate::common::exchange::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::icmp::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -159,10 +158,10 @@ fn an_error_about_no_flow_of_ours_is_passed() {
         let passes = |frame: &Frame| exchange.is_passed(&frame.bytes(Sum::Complete));
         let v4 = exchange.service.is_ipv4();
         let icmp = errors(v4)[1];
-        let stranger = Exchange::new(exchange.rig, &exchange.listen(), 9).with_path((
-            SocketAddr::new(exchange.path().0.ip(), 1),
-            exchange.path().1,
-        ));
+        let stranger = Exchange::new(exchange.rig, &exchange.listen(), 9).with_path(Path {
+            source: SocketAddr::new(exchange.path().source.ip(), 1),
+            ..exchange.path()
+        });
         for about in both(&stranger, 30) {
             passes(&translated(&stranger, &about, None, icmp, WHOLE_PACKET).error);
         }
@@ -284,7 +283,7 @@ fn an_error_for_a_backend_without_a_mac_is_dropped() {
         let mut exchange = Exchange::new(&rig, listen, 1);
         exchange.open();
         let path = exchange.path();
-        let index = rig.backend_index(path.1);
+        let index = rig.backend_index(path.backend);
         rig.tables.backends[index - 1].path.mac = None;
         rig.datapath.write_backend(&rig.tables, index).unwrap();
         let exchange = Exchange::new(&rig, listen, 1).with_path(path);

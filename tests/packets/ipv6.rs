@@ -10,7 +10,6 @@ use xdp_proxy::service::PortRanges;
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::icmp::Told;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -87,7 +86,11 @@ fn tcp_lives_from_its_syn_to_its_end() {
         first.reply(ACK); // late
         let mut second = new();
         second.open();
-        assert_ne!(second.path().0, first.path().0, "a port used again");
+        assert_ne!(
+            second.path().source,
+            first.path().source,
+            "a port used again"
+        );
         second.forward(RST);
         let mut third = new();
         third.open();

@@ -3,7 +3,7 @@
 
 use crate::common::case::Expect::*;
 use crate::common::case::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::root_or_skip;
 
 const OPEN: &[Packet] = &[client(SYN), backend(SYN | ACK), client(ACK)];
@@ -20,13 +20,13 @@ const NOT_OURS: &[Case] = &[
     case(
         "a port that is no service is passed",
         &[],
-        client(SYN).edit(|s| s.tcp.destination_port = 81),
+        client(SYN).edit(|s| s.tcp().destination_port = 81),
         Passed,
     ),
     case(
         "port 0 is passed",
         &[],
-        client(SYN).edit(|s| s.tcp.destination_port = 0),
+        client(SYN).edit(|s| s.tcp().destination_port = 0),
         Passed,
     ),
     case(
@@ -34,19 +34,19 @@ const NOT_OURS: &[Case] = &[
         &[],
         client(PSH | ACK)
             .payload(36)
-            .edit(|s| s.tcp.destination_port = 22),
+            .edit(|s| s.tcp().destination_port = 22),
         Passed,
     ),
     case(
         "another destination address is passed",
         &[],
-        client(SYN).edit(|s| s.ip.destination = [10, 0, 0, 6]),
+        client(SYN).edit(|s| s.ipv4().destination = [10, 0, 0, 6]),
         Passed,
     ),
     case(
         "the broadcast address is passed",
         &[],
-        client(SYN).edit(|s| s.ip.destination = [255; 4]),
+        client(SYN).edit(|s| s.ipv4().destination = [255; 4]),
         Passed,
     ),
     case(
@@ -70,19 +70,19 @@ const NOT_OURS: &[Case] = &[
     case(
         "a reply from another address is passed",
         OPEN,
-        backend(ACK).edit(|s| s.ip.source = [10, 0, 0, 99]),
+        backend(ACK).edit(|s| s.ipv4().source = [10, 0, 0, 99]),
         Passed,
     ),
     case(
         "a reply from another port is passed",
         OPEN,
-        backend(ACK).edit(|s| s.tcp.source_port = 81),
+        backend(ACK).edit(|s| s.tcp().source_port = 81),
         Passed,
     ),
     case(
         "a reply to a port without a flow is passed",
         OPEN,
-        backend(ACK).edit(|s| s.tcp.destination_port = 1),
+        backend(ACK).edit(|s| s.tcp().destination_port = 1),
         Passed,
     ),
     case(
@@ -198,7 +198,7 @@ const NOT_OURS: &[Case] = &[
         "a total length beyond the frame of another service is passed",
         &[],
         client(SYN)
-            .edit(|s| s.tcp.destination_port = 81)
+            .edit(|s| s.tcp().destination_port = 81)
             .damage(|f| f[IP + 2] = 6),
         Passed,
     ),
@@ -206,8 +206,8 @@ const NOT_OURS: &[Case] = &[
         "TTL 1 to another service is passed",
         &[],
         client(SYN).edit(|s| {
-            s.tcp.destination_port = 22;
-            s.ip.time_to_live = 1;
+            s.tcp().destination_port = 22;
+            *s.hops() = 1;
         }),
         Passed,
     ),

@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::service::PortRanges;
 
-use crate::common::connection::*;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -36,13 +36,13 @@ fn every_port_is_used_before_the_first_client_is_refused() {
         let count = u32::from(last) - 1999;
         let mut used = HashSet::new();
         for number in 0..count {
-            let mut connection = Connection::new(&rig, number);
+            let mut connection = Exchange::new(&rig, WEB, number);
             assert!(connection.try_open(), "flow {number} of {count}");
             assert!((2000..=last).contains(&connection.port()));
             assert!(used.insert(connection.port()));
         }
         assert_eq!(rig.counter(EXHAUSTED), 0);
-        let mut late = Connection::new(&rig, count);
+        let mut late = Exchange::new(&rig, WEB, count);
         assert!(!late.try_syn(), "a flow too many");
         assert!(!late.try_syn(), "the same again");
         assert_eq!(rig.counter(EXHAUSTED), 2);
@@ -55,9 +55,9 @@ fn a_refused_client_gets_in_as_soon_as_another_flow_closes() {
         return;
     }
     let rig = few_ports(2003);
-    let mut flows: Vec<Connection> = (0..4).map(|n| Connection::new(&rig, n)).collect();
-    flows.iter_mut().for_each(Connection::open);
-    let mut late = Connection::new(&rig, 4);
+    let mut flows: Vec<Exchange> = (0..4).map(|n| Exchange::new(&rig, WEB, n)).collect();
+    flows.iter_mut().for_each(Exchange::open);
+    let mut late = Exchange::new(&rig, WEB, 4);
     assert!(!late.try_syn());
     flows[2].close();
     assert!(late.try_open(), "a port is free");
@@ -65,9 +65,10 @@ fn a_refused_client_gets_in_as_soon_as_another_flow_closes() {
     late.forward(PSH | ACK);
 
     // The closed flow's port is another's now: its late packets find nothing.
-    flows[2].is_reset(&flows[2].client_segment(ACK));
+    let late_ack = flows[2].client_frame(ACK);
+    flows[2].is_reset(&late_ack, OutcomeCode::OUTCOME_REFUSED_NO_FLOW);
     if late.path() != flows[2].path() {
-        flows[2].is_passed(&flows[2].backend_segment(ACK));
+        flows[2].is_passed(&flows[2].backend_frame(ACK).bytes(Sum::Complete));
     }
     for i in [0, 1, 3] {
         flows[i].forward(PSH | ACK);
@@ -82,14 +83,14 @@ fn a_client_that_uses_its_port_again_is_not_found_by_the_old_one() {
         return;
     }
     let rig = few_ports(2063);
-    let mut old = Connection::new(&rig, 1);
+    let mut old = Exchange::new(&rig, WEB, 1);
     old.open();
     old.close();
-    let mut new = Connection::new(&rig, 1);
+    let mut new = Exchange::new(&rig, WEB, 1);
     new.open();
     assert_ne!(new.port(), old.port());
     assert_eq!(new.path().backend, old.path().backend, "Maglev's choice");
-    old.is_passed(&old.backend_segment(ACK));
+    old.is_passed(&old.backend_frame(ACK).bytes(Sum::Complete));
     new.forward(PSH | ACK);
     new.reply(ACK);
     new.close();
@@ -115,7 +116,7 @@ fn nearly_the_whole_default_range_serves_random_clients_and_no_port_twice() {
         let mut flows = Vec::new();
         let mut alive = HashSet::new();
         for number in &clients {
-            let mut connection = Connection::new(&rig, *number);
+            let mut connection = Exchange::new(&rig, WEB, *number);
             if !connection.try_open() {
                 break;
             }
@@ -149,7 +150,7 @@ fn a_port_rests_until_the_others_that_are_free_were_used() {
     }
     let rig = few_ports(1999 + abi::GROUP_SLOTS as u16);
     let mut random = Random(3);
-    let mut alive: Vec<Connection> = Vec::new();
+    let mut alive: Vec<Exchange> = Vec::new();
     // Those that came free, with the ports that were free beside them.
     let mut resting: HashMap<u16, HashSet<u16>> = HashMap::new();
     let every = || (2000..).take(abi::GROUP_SLOTS);
@@ -165,7 +166,7 @@ fn a_port_rests_until_the_others_that_are_free_were_used() {
             let free = free.filter(|other| !resting.contains_key(other));
             resting.insert(port, free.collect());
         } else {
-            let mut connection = Connection::new(&rig, number);
+            let mut connection = Exchange::new(&rig, WEB, number);
             connection.open();
             let port = connection.port();
             if let Some(others) = resting.remove(&port) {
@@ -191,7 +192,7 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
     let few = 500.min(rounds / 8);
     let rig = few_ports(1999 + few as u16);
     let mut random = Random(2);
-    let mut alive: Vec<Connection> = Vec::new();
+    let mut alive: Vec<Exchange> = Vec::new();
     let mut ports = HashSet::new();
     let (mut begun, mut ended, mut refused) = (0, 0, 0);
     for number in 0..rounds {
@@ -206,7 +207,7 @@ fn flows_that_come_and_go_at_random_never_share_a_port() {
             assert!(ports.remove(&connection.port()));
             ended += 1;
         } else {
-            let mut connection = Connection::new(&rig, number);
+            let mut connection = Exchange::new(&rig, WEB, number);
             if connection.try_open() {
                 assert!(ports.insert(connection.port()), "{:?}", connection.path());
                 alive.push(connection);

@@ -3,6 +3,7 @@
 //! to chance; what the tables hold in the end is not.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use nix::unistd::Pid;
 use xdp_proxy::abi::{OutcomeCode, flow};
 use xdp_proxy::service::PortRanges;
 
-use crate::common::connection::*;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::random::Random;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -38,20 +39,20 @@ fn rig(ports: u16) -> Rig {
 fn frames(rig: &Rig, clients: u32, ports: u16) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for number in 0..clients {
-        let connection = Connection::new(rig, number);
+        let connection = Exchange::new(rig, WEB, number);
         for flags in [SYN, SYN, SYN, ACK, PSH | ACK, FIN | ACK, RST] {
-            frames.push(connection.client_segment(flags).bytes(Sum::Complete));
+            frames.push(connection.client_frame(flags).bytes(Sum::Complete));
         }
     }
     for port in FIRST_PORT..FIRST_PORT + ports {
         for (backend, _) in BACKENDS {
             let path = Path {
-                source: std::net::SocketAddrV4::new(SOURCE, port),
+                source: (SOURCE, port).into(),
                 backend: backend.parse().unwrap(),
             };
-            let connection = Connection::resumed(rig, 0, path);
+            let connection = Exchange::new(rig, WEB, 0).with_path(path);
             for flags in [SYN | ACK, ACK, FIN | ACK, RST] {
-                frames.push(connection.backend_segment(flags).bytes(Sum::Complete));
+                frames.push(connection.backend_frame(flags).bytes(Sum::Complete));
             }
         }
     }
@@ -106,7 +107,7 @@ fn hammer(clients: u32, ports: u16) {
                         // What was made of two records has no right sum.
                         let out = &out[..bytes];
                         if verdict == XDP_TX {
-                            let wanted = Segment::parse(out).bytes(Sum::Complete);
+                            let wanted = segment_of(out).bytes(Sum::Complete);
                             assert_eq!(out, wanted, "of {frame:02x?}");
                         }
                     }
@@ -135,17 +136,19 @@ fn hammer(clients: u32, ports: u16) {
 /// The flow's client gets through to its backend.
 fn is_found(rig: &Rig, flow: &flow, port: u16) {
     let is_its = |number: &u32| {
-        let client = client(*number);
-        flow.client[0] == u32::from(*client.ip()).to_be()
-            && flow.client_port == client.port().to_be()
+        let client = Exchange::new(rig, WEB, *number).client;
+        let IpAddr::V4(ip) = client.ip() else {
+            return false;
+        };
+        flow.client[0] == u32::from(ip).to_be() && flow.client_port == client.port().to_be()
     };
     let number = (0..CLIENTS_MAX).find(is_its).expect("a client");
     let backend = rig.tables.backends[usize::from(flow.backend) - 1].backend;
     let path = Path {
-        source: std::net::SocketAddrV4::new(SOURCE, port),
-        backend: backend.address.to_string().parse().unwrap(),
+        source: (SOURCE, port).into(),
+        backend: backend.address,
     };
-    Connection::resumed(rig, number, path).forward(ACK);
+    Exchange::new(rig, WEB, number).with_path(path).forward(ACK);
 }
 
 /// How many flows there are, if every table agrees with every other.

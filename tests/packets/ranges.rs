@@ -8,7 +8,7 @@ use xdp_proxy::service::{ListenPorts, Service};
 
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -53,7 +53,7 @@ fn a_service_on_any_port_keeps_the_port_that_the_client_connects_to() {
                     .into();
                 flows.iter_mut().for_each(Exchange::open);
                 for flow in &mut flows {
-                    assert_eq!(flow.path().1, backend(address, flow.service.port()));
+                    assert_eq!(flow.path().backend, backend(address, flow.service.port()));
                     flow.forward(PSH | ACK);
                     flow.reply(PSH | ACK);
                 }
@@ -104,11 +104,11 @@ fn one_port_goes_before_ranges_and_ranges_go_before_any() {
                 ] {
                     let mut exchange = exchange(&rig, vip, port, protocol, 1);
                     exchange.open();
-                    assert_eq!(exchange.path().1, backend(address, port));
+                    assert_eq!(exchange.path().backend, backend(address, port));
                 }
                 let mut exchange = exchange(&rig, vip, 8050, protocol, 1);
                 exchange.open();
-                assert_eq!(exchange.path().1, backend(single, 1234));
+                assert_eq!(exchange.path().backend, backend(single, 1234));
             }
         }
     }
@@ -150,7 +150,7 @@ fn a_port_of_no_range_is_passed() {
     ] {
         let mut exchange = exchange(&rig, vip, port, protocol, 1);
         exchange.open();
-        assert_eq!(exchange.path().1, backend(address, port));
+        assert_eq!(exchange.path().backend, backend(address, port));
     }
 }
 
@@ -169,7 +169,10 @@ fn replies_are_told_from_clients_by_the_backends_port() {
         );
         let mut flow = exchange(&rig, vip, 80, "/tcp", 1);
         flow.open();
-        let (source, at) = flow.path();
+        let Path {
+            source,
+            backend: at,
+        } = flow.path();
 
         let mut stray = flow.backend_frame(ACK);
         stray.set_ends(SocketAddr::new(at.ip(), 81), source);
@@ -178,7 +181,7 @@ fn replies_are_told_from_clients_by_the_backends_port() {
         let mut own = exchange(&rig, vip, source.port(), "/tcp", 2);
         own.client = SocketAddr::new(at.ip(), 81);
         own.open();
-        assert_eq!(own.path().1, backend(address, source.port()));
+        assert_eq!(own.path().backend, backend(address, source.port()));
 
         flow.forward(PSH | ACK);
         flow.reply(PSH | ACK);
@@ -264,7 +267,7 @@ fn random_services_that_overlap_get_the_ports_that_are_theirs() {
                 Some(service) => {
                     exchange.forward(SYN);
                     let address = service.backends[0].address.ip();
-                    assert_eq!(exchange.path().1, SocketAddr::new(address, port));
+                    assert_eq!(exchange.path().backend, SocketAddr::new(address, port));
                     exchange.reply(SYN | ACK);
                     served += 1;
                 }

@@ -5,7 +5,7 @@ use xdp_proxy::abi::OutcomeCode;
 
 use crate::common::case::Expect::*;
 use crate::common::case::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::root_or_skip;
 
 const NO_FLOW: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_NO_FLOW;
@@ -64,7 +64,7 @@ const NO_FLOWS: &[Case] = &[
         "the acknowledgement wraps around",
         &[],
         client(FIN).payload(3).edit(|s| {
-            s.tcp.sequence_number = u32::MAX - 1;
+            s.tcp().sequence_number = u32::MAX - 1;
         }),
         Reset(NO_FLOW, 0, Some(2)),
     ),
@@ -78,7 +78,7 @@ const NO_FLOWS: &[Case] = &[
         "TCP options do not count as data and are left out",
         &[],
         client(FIN).payload(4).edit(|s| {
-            s.tcp.set_options_raw(&[1; 12]).unwrap();
+            s.tcp().set_options_raw(&[1; 12]).unwrap();
         }),
         Reset(NO_FLOW, 0, Some(1005)),
     ),
@@ -94,7 +94,7 @@ const NO_FLOWS: &[Case] = &[
         "the RST keeps IP options",
         &[],
         client(ACK).payload(100).edit(|s| {
-            s.ip.options = [7, 7, 4, 1, 2, 3, 4, 0].into();
+            s.ipv4().options = [7, 7, 4, 1, 2, 3, 4, 0].into();
         }),
         Reset(NO_FLOW, 5001, None),
     ),
@@ -102,7 +102,7 @@ const NO_FLOWS: &[Case] = &[
         "the RST keeps the longest IP options",
         &[],
         client(ACK).edit(|s| {
-            s.ip.options = [1; 40].into();
+            s.ipv4().options = [1; 40].into();
         }),
         Reset(NO_FLOW, 5001, None),
     ),
@@ -110,8 +110,8 @@ const NO_FLOWS: &[Case] = &[
         "the RST has no urgent pointer",
         &[],
         client(ACK).edit(|s| {
-            s.tcp.urg = true;
-            s.tcp.urgent_pointer = 77;
+            s.tcp().urg = true;
+            s.tcp().urgent_pointer = 77;
         }),
         Reset(NO_FLOW, 5001, None),
     ),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::service::Service;
 
-use crate::common::connection::*;
-use crate::common::frames::*;
+use crate::common::exchange::*;
+use crate::common::frame::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
@@ -29,11 +29,12 @@ fn a_port_used_again_stays_with_its_service() {
         .collect();
     let rig = Rig::new(&config(services), GENERIC);
     for i in 1..=20u8 {
-        let service = std::net::SocketAddrV4::new(VIP, 80 + u16::from(i));
+        let service = format!("10.0.0.5:{}", 80 + i);
         for _ in 0..2 {
-            let mut connection = Connection::between(&rig, client(1), service);
+            let mut connection = Exchange::new(&rig, &service, 1);
             connection.open();
-            assert_eq!(connection.path().backend.ip().octets()[3], 100 + i);
+            let backend = connection.path().backend.to_string();
+            assert_eq!(backend, format!("10.0.0.{}:80", 100 + i));
             connection.close();
         }
     }
@@ -45,15 +46,15 @@ fn a_flow_on_a_port_used_again_lives_as_long_as_any_other() {
         return;
     }
     let mut rig = Rig::new(&config(vec![web()]), GENERIC);
-    let mut old = Connection::new(&rig, 1);
+    let mut old = Exchange::new(&rig, WEB, 1);
     old.open();
     old.close();
-    let mut new = Connection::new(&rig, 1);
+    let mut new = Exchange::new(&rig, WEB, 1);
     new.open();
     let path = new.path();
     std::thread::sleep(Duration::from_millis(100));
     rig.datapath.sweep().unwrap();
-    let mut new = Connection::resumed(&rig, 1, path);
+    let mut new = Exchange::new(&rig, WEB, 1).with_path(path);
     new.forward(PSH | ACK);
     new.reply(ACK);
     let flows: u64 = rig.counters().backends.iter().map(|b| b.flows()).sum();
@@ -68,7 +69,7 @@ fn a_client_may_use_one_port_any_number_of_times() {
     }
     let rig = Rig::new(&config(vec![web()]), GENERIC);
     for round in 0..100 {
-        let mut connection = Connection::new(&rig, 1);
+        let mut connection = Exchange::new(&rig, WEB, 1);
         assert!(connection.try_open(), "connection {round}");
         if round % 2 == 0 {
             connection.close();
@@ -89,7 +90,7 @@ fn a_client_may_come_back_any_number_of_times() {
     web.timeouts.closing = Duration::from_millis(1);
     let rig = Rig::new(&config(vec![web]), GENERIC);
     for round in 0..30 {
-        let mut connection = Connection::new(&rig, 1);
+        let mut connection = Exchange::new(&rig, WEB, 1);
         assert!(connection.try_open(), "connection {round}");
         connection.forward(RST);
         std::thread::sleep(Duration::from_millis(20));

@@ -2,13 +2,13 @@
 //! How each scheduler but Maglev (see `shares`) picks the backends of new flows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use xdp_proxy::service::Scheduler;
 
-use crate::common::connection::*;
+use crate::common::exchange::*;
 use crate::common::random::at_most;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -40,7 +40,7 @@ fn round_robin_goes_through_the_backends_in_turns_by_weight() {
     let rig = rig(Scheduler::RoundRobin, [1, 2, 3]);
     for round in 1..=50 {
         for number in 0..6 {
-            assert!(Connection::new(&rig, 6 * round as u32 + number).try_syn());
+            assert!(Exchange::new(&rig, WEB, 6 * round as u32 + number).try_syn());
         }
         assert_eq!(flows(&rig), [round, 2 * round, 3 * round]);
     }
@@ -54,7 +54,7 @@ fn random_gives_shares_by_weight() {
     let clients = at_most(20_000);
     let rig = rig(Scheduler::Random, [1, 0, 3]);
     for number in 0..clients as u32 {
-        assert!(Connection::new(&rig, number).try_syn());
+        assert!(Exchange::new(&rig, WEB, number).try_syn());
     }
     let begun: Vec<u64> = rig
         .counters()
@@ -77,9 +77,9 @@ fn least_connections_picks_the_one_with_the_fewest_flows_for_its_weight() {
         return;
     }
     let rig = rig(Scheduler::LeastConnections, [1, 1, 2]);
-    let mut open: BTreeMap<SocketAddrV4, Vec<Connection>> = BTreeMap::new();
+    let mut open: BTreeMap<SocketAddr, Vec<Exchange>> = BTreeMap::new();
     for number in 0..400 {
-        let mut connection = Connection::new(&rig, number);
+        let mut connection = Exchange::new(&rig, WEB, number);
         connection.open();
         open.entry(connection.path().backend)
             .or_default()
@@ -90,12 +90,12 @@ fn least_connections_picks_the_one_with_the_fewest_flows_for_its_weight() {
         }
     }
     // One loses most of its flows: it gets all new ones until it has caught up.
-    let first: SocketAddrV4 = BACKENDS[0].parse().unwrap();
+    let first: SocketAddr = BACKENDS[0].parse().unwrap();
     for connection in open.get_mut(&first).unwrap().iter_mut().take(60) {
         connection.close();
     }
     for number in 1000..1060 {
-        let mut connection = Connection::new(&rig, number);
+        let mut connection = Exchange::new(&rig, WEB, number);
         connection.open();
         assert_eq!(connection.path().backend, first);
     }
@@ -108,13 +108,13 @@ fn source_hash_keeps_all_flows_of_a_client_on_one_backend() {
         return;
     }
     let rig = rig(Scheduler::SourceHash, [1, 1, 1]);
-    let mut chosen: BTreeMap<SocketAddrV4, u32> = BTreeMap::new();
+    let mut chosen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for number in 0..300 {
-        let ip = *client(number).ip();
-        let backends: BTreeSet<SocketAddrV4> = (0..20)
+        let ip = Exchange::new(&rig, WEB, number).client.ip();
+        let backends: BTreeSet<SocketAddr> = (0..20)
             .map(|i| {
-                let client = SocketAddrV4::new(ip, 2000 + 977 * i);
-                let mut connection = Connection::between(&rig, client, service_address());
+                let mut connection = Exchange::new(&rig, WEB, number);
+                connection.client.set_port(2000 + 977 * i);
                 connection.open();
                 connection.path().backend
             })

@@ -2,11 +2,11 @@
 //! Who gets how many of the flows.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use xdp_proxy::service::Service;
 
-use crate::common::connection::*;
+use crate::common::exchange::*;
 use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -40,8 +40,9 @@ fn shares_of_20000_random_clients_are_within_3_percent_of_the_weights() {
         for _ in 0..clients {
             // A host's address: none of 0/8, 127/8 and 224/3.
             let ip = 1 << 24 | random.word() as u32 & 0x3fff_ffff;
-            let client = SocketAddrV4::new(ip.into(), random.word() as u16 | 1);
-            assert!(Connection::between(&rig, client, service_address()).try_syn());
+            let mut connection = Exchange::new(&rig, WEB, 0);
+            connection.client = (Ipv4Addr::from(ip), random.word() as u16 | 1).into();
+            assert!(connection.try_syn());
         }
         let total: u16 = weights.iter().sum();
         for (backend, weight) in rig.counters().backends.iter().zip(weights) {
@@ -61,12 +62,12 @@ fn the_same_client_gets_the_same_backend_on_every_load_balancer() {
     if !root_or_skip("the_same_client_gets_the_same_backend_on_every_load_balancer") {
         return;
     }
-    let mut chosen: BTreeMap<u32, SocketAddrV4> = BTreeMap::new();
+    let mut chosen: BTreeMap<u32, SocketAddr> = BTreeMap::new();
     for hash_seed in [1, 2, u64::MAX] {
         let settings = xdp_proxy::datapath::Settings { hash_seed, ..WHOLE };
         let rig = Rig::new(&config(vec![weighted(&[1, 2, 3])]), settings);
         for number in 0..500 {
-            let mut connection = Connection::new(&rig, number);
+            let mut connection = Exchange::new(&rig, WEB, number);
             connection.open();
             let backend = connection.path().backend;
             assert_eq!(*chosen.entry(number).or_insert(backend), backend);

@@ -7,16 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::service::{PortRanges, Service};
 
-use crate::common::connection::Connection;
 use crate::common::exchange::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::icmp::Told;
 use crate::common::random::at_most;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
 
 const EXHAUSTED: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
-const WEB: &str = "10.0.0.5:80";
 const DNS_V6: &str = "[fd00::5]:53/udp";
 
 /// The rig's routes would have 10.0.0.5 or fd00::5 as the source.
@@ -46,7 +44,7 @@ fn is_refused(exchange: &Exchange) {
 fn shares(flows: &[Exchange]) -> HashMap<IpAddr, usize> {
     let mut shares = HashMap::new();
     for flow in flows {
-        *shares.entry(flow.path().0.ip()).or_default() += 1;
+        *shares.entry(flow.path().source.ip()).or_default() += 1;
     }
     shares
 }
@@ -83,7 +81,7 @@ fn every_port_of_all_sources_is_used_before_the_first_client_is_refused() {
         );
 
         flows.extend((count / 2..count).map(|n| open(&rig, listen, n)));
-        let distinct: HashSet<SocketAddr> = flows.iter().map(|flow| flow.path().0).collect();
+        let distinct: HashSet<SocketAddr> = flows.iter().map(|flow| flow.path().source).collect();
         assert_eq!(distinct.len(), flows.len(), "no two alike");
         let all = shares(&flows);
         assert_eq!(all.len(), sources.len());
@@ -111,13 +109,13 @@ fn where_one_source_has_no_port_the_other_one_serves() {
     for (source, numbers) in sources.iter().zip([1000.., 2000..]) {
         let source: IpAddr = source.parse().unwrap();
         let mut closed = HashSet::new();
-        for flow in flows.iter_mut().filter(|f| f.path().0.ip() == source) {
+        for flow in flows.iter_mut().filter(|f| f.path().source.ip() == source) {
             flow.close();
-            closed.insert(flow.path().0);
+            closed.insert(flow.path().source);
         }
-        flows.retain(|flow| flow.path().0.ip() != source);
+        flows.retain(|flow| flow.path().source.ip() != source);
         let again: Vec<Exchange> = numbers.take(100).map(|n| open(&rig, WEB, n)).collect();
-        let taken: HashSet<SocketAddr> = again.iter().map(|flow| flow.path().0).collect();
+        let taken: HashSet<SocketAddr> = again.iter().map(|flow| flow.path().source).collect();
         assert_eq!(taken, closed, "all of {source}, which had ports");
         flows.extend(again);
         is_refused(&Exchange::new(&rig, WEB, 3000));
@@ -145,7 +143,7 @@ fn services_share_the_ports_of_the_sources_that_they_have_in_common() {
     flows.extend((0..10).map(|n| open(&rig, ALT, n)));
     let late = Exchange::new(&rig, ALT, 100);
     late.is_reset(&late.client_frame(SYN), EXHAUSTED);
-    let distinct: HashSet<SocketAddr> = flows.iter().map(|flow| flow.path().0).collect();
+    let distinct: HashSet<SocketAddr> = flows.iter().map(|flow| flow.path().source).collect();
     assert_eq!(distinct.len(), 30);
     for source in ["10.0.0.10", "10.0.0.11", "10.0.0.12"] {
         assert_eq!(shares(&flows)[&source.parse::<IpAddr>().unwrap()], 10);
@@ -166,7 +164,7 @@ fn two_sources_have_95_of_129024_flows_in_100_and_no_two_alike() {
     let rig = Rig::new(&config(vec![service]), WHOLE);
     let mut taken = HashSet::new();
     for number in 0..count {
-        let mut flow = Connection::new(&rig, number * 61);
+        let mut flow = Exchange::new(&rig, WEB, number * 61);
         if !flow.try_open() {
             break;
         }

@@ -10,7 +10,6 @@ use xdp_proxy::service::PortRanges;
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::icmp::Told;
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -61,7 +60,7 @@ fn the_first_datagram_begins_a_flow_and_the_next_ones_are_of_it() {
             exchange.forward(0);
             exchange.reply(0);
         }
-        assert_ne!(one.path().0, other.path().0);
+        assert_ne!(one.path().source, other.path().source);
         for bytes in (0..=130).chain([255, 1023, 1024, 1025, 1430]) {
             for exchange in [&mut one, &mut other] {
                 let mut out = exchange.client_frame(0);
@@ -193,9 +192,9 @@ fn each_protocol_has_its_own_services() {
                 tcp.open();
                 udp.open();
             }
-            assert_eq!(tcp.path().1.port(), 1);
-            assert_eq!(udp.path().1.port(), 2);
-            assert_ne!(tcp.path().0, udp.path().0, "of one port space");
+            assert_eq!(tcp.path().backend.port(), 1);
+            assert_eq!(udp.path().backend.port(), 2);
+            assert_ne!(tcp.path().source, udp.path().source, "of one port space");
             // A reply by the other protocol is nobody's.
             let (tcp_path, udp_path) = (tcp.path(), udp.path());
             let (tcp, udp) = (tcp.with_path(udp_path), udp.with_path(tcp_path));
@@ -358,7 +357,7 @@ fn a_flow_ends_when_nothing_was_sent_for_as_long_as_its_state_allows() {
             next.forward(0);
             next.reply(0);
             assert_eq!(next.path() == path, ends == 0, "its port");
-            assert_eq!(next.path().1, path.1, "its backend");
+            assert_eq!(next.path().backend, path.backend, "its backend");
             let after: u64 = rig.counters().backends.iter().map(|b| b.flows()).sum();
             assert_eq!(after, 1);
         }
@@ -376,7 +375,7 @@ fn a_flow_moves_at_once_when_its_backend_is_gone() {
             let mut exchange = Exchange::new(&rig, served.0, 1).with_sum(*sum);
             exchange.open();
             let path = exchange.path();
-            let gone = rig.backend_index(path.1);
+            let gone = rig.backend_index(path.backend);
             rig.tables.backends[gone - 1].path.alive = false;
             rig.datapath.write_backend(&rig.tables, gone).unwrap();
             rig.datapath.write_maglev(&rig.tables, 0).unwrap();
@@ -389,8 +388,8 @@ fn a_flow_moves_at_once_when_its_backend_is_gone() {
             let mut moved = Exchange::new(&rig, served.0, 1).with_sum(*sum);
             moved.open();
             moved.open();
-            assert_ne!(moved.path().0, path.0, "its port");
-            assert_ne!(moved.path().1, path.1, "its backend");
+            assert_ne!(moved.path().source, path.source, "its port");
+            assert_ne!(moved.path().backend, path.backend, "its backend");
             let late = Exchange::new(&rig, served.0, 1).with_path(path);
             late.is_passed(&late.backend_frame(0).bytes(*sum));
             let counters = rig.counters();

@@ -9,7 +9,7 @@ use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::service::PortRanges;
 
 use crate::common::exchange::*;
-use crate::common::frames::*;
+use crate::common::frame::*;
 use crate::common::random::{Random, at_most};
 use crate::common::rig::*;
 use crate::common::root_or_skip;
@@ -201,7 +201,7 @@ fn the_count_of_unconfirmed_flows_is_right_whatever_their_lives() {
                     .collect();
                 addresses.into_iter().map(move |backend| {
                     let exchange =
-                        Exchange::new(exchange.rig, listen, 0).with_path((source, backend));
+                        Exchange::new(exchange.rig, listen, 0).with_path(Path { source, backend });
                     [SYN | ACK, ACK, FIN | ACK, RST]
                         .map(|flags| exchange.backend_frame(flags).bytes(Sum::Complete))
                 })

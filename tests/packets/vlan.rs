@@ -8,7 +8,6 @@ use crate::common::case::WAYS;
 use crate::common::exchange::*;
 use crate::common::fragment::*;
 use crate::common::frame::*;
-use crate::common::frames::*;
 use crate::common::icmp::*;
 use crate::common::rig::*;
 use crate::common::root_or_skip;

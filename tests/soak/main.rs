@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use books::Books;
+use common::beside;
 use common::lab::Lab;
 use events::{Events, detection};
 use ledger::{Kind, Ledger};
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     }
     let seconds: u64 = seconds.parse().expect("SOAK_SECONDS is a number");
     assert!(seconds >= SECONDS_MIN, "it takes {SECONDS_MIN} seconds");
+    common::watch(Duration::from_secs(seconds) + common::LONGEST_TEST);
     let seed = setting("SOAK_SEED").map(|text| text.parse().expect("SOAK_SEED is a number"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seed = seed.unwrap_or(now.expect("it is after 1970").as_secs());
@@ -70,20 +72,16 @@ fn soak(time: Duration, seed: u64) -> Vec<String> {
     let mut faults = Vec::new();
 
     let began = Instant::now();
-    std::thread::scope(|scope| {
-        let client = scope.spawn(|| traffic.flow(&lab));
-        // A panic must end the client too.
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    beside(
+        |over| traffic.flow(&lab, over),
+        || {
             events.until(began + time / 2, true);
             // The same daemon from here on.
             events.warm_up();
             events.until(began + time, false);
             events.settle();
-        }));
-        traffic.end();
-        client.join().expect("the client's thread works");
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
+        },
+    );
     faults.extend(memory::faults(&events.memory));
 
     let emptied = Instant::now();

@@ -34,7 +34,6 @@ const DOWNLOAD_PAUSE: Duration = Duration::from_millis(250);
 pub struct Traffic {
     pub ledger: Mutex<Ledger>,
     begun: AtomicU64,
-    over: AtomicBool,
     /// What each host serves as /1m.
     files: BTreeMap<String, Vec<u8>>,
 }
@@ -47,7 +46,6 @@ impl Traffic {
         Arc::new(Traffic {
             ledger: Mutex::default(),
             begun: AtomicU64::new(0),
-            over: AtomicBool::new(false),
             files,
         })
     }
@@ -60,13 +58,8 @@ impl Traffic {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// No connection begins any more.
-    pub fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns when every connection has ended.
-    pub fn flow(self: &Arc<Traffic>, lab: &Lab) {
+    /// Begins connections until it is over; returns when every one has ended.
+    pub fn flow(self: &Arc<Traffic>, lab: &Lab, over: &AtomicBool) {
         lab.within("client", || {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
@@ -74,7 +67,7 @@ impl Traffic {
                 let mut tasks = JoinSet::new();
                 let mut ticks = interval(CONNECTION_INTERVAL);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-                while !self.over.load(Ordering::Relaxed) {
+                while !over.load(Ordering::Relaxed) {
                     ticks.tick().await;
                     let number = self.begun.fetch_add(1, Ordering::Relaxed);
                     let kind = match number {
