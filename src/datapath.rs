@@ -34,7 +34,7 @@ use sources::Transition;
 use words::{explain_load, keep_libbpf_quiet, take_libbpf_words};
 
 /// The maps that flows live in, beside their tables.
-const FLOW_MAPS: [&str; 4] = ["groups", "ports", "fragments", "outcome_counters"];
+const FLOW_MAPS: [&str; 3] = ["groups", "fragments", "outcome_counters"];
 /// How long the decision on a first fragment is kept for the others.
 const FRAGMENT_LIFE: Duration = Duration::from_secs(2);
 
@@ -112,6 +112,7 @@ impl Datapath {
         rodata.port_filter = tables.port_filter();
         rodata.first_port = tables.first_port();
         rodata.several_sources = tables.has_several_sources().into();
+        rodata.relisted = tables.is_relisted().into();
         rodata.sources_v4 = tables.sources_of(false);
         rodata.sources_v6 = tables.sources_of(true);
         rodata.serves_ipv6 = tables.serves_ipv6.into();
@@ -161,6 +162,7 @@ impl Datapath {
         if let Some(interface) = settings.offload_to {
             open.progs.xdp_proxy.set_ifindex(interface);
             open.progs.xdp_proxy_sweep.set_autoload(false);
+            open.progs.xdp_proxy_regroup.set_autoload(false);
             for mut map in open.open_object_mut().maps_mut() {
                 map.set_map_ifindex(interface);
             }
@@ -290,6 +292,7 @@ impl Datapath {
 
     /// Ends the flows of every source address whose time is over.
     pub fn sweep(&mut self) -> Result<()> {
+        self.regroup()?;
         for source in self.sources_to_sweep() {
             if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
                 bss.sweep_source = source as u32;

@@ -21,7 +21,7 @@ use anyhow::Result;
 use crate::abi;
 use crate::service::{Config, Listen, Protocol, Scheduler, Service};
 pub use condition::Condition;
-pub use groups::groups;
+pub use groups::{Change, changes, groups, leads_to};
 pub use listeners::Listeners;
 pub use notes::Notes;
 pub use parts::{BackendTable, Path, ServiceTable, SourceTable, Tenure};

@@ -32,6 +32,8 @@ const volatile __u8 serves_port_ranges = 0;
 const volatile __u8 counts_in_flows = 0;
 /* Some source address but the first one has flows. */
 const volatile __u8 several_sources = 0;
+/* Some source address had other ports before. */
+const volatile __u8 relisted = 0;
 /* The source addresses of each family, in which a client's flow may be. */
 const volatile struct source_list sources_v4 = {};
 const volatile struct source_list sources_v6 = {};
@@ -71,6 +73,11 @@ __u32 sweep_hand;
 __u32 carries;
 /* A bit for each source address whose flows the sweep ends. */
 __u32 given_up;
+/* The group that gets other slots: a bit for each, and the share that follows. */
+__u32 regrouped;
+__u32 gained;
+__u32 lost;
+__u32 new_share;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -178,7 +185,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SOURCES);
+	__uint(max_entries, LISTS);
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");

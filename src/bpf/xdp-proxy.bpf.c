@@ -92,4 +92,11 @@ int xdp_proxy_sweep(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/* The same, where the ports of a source address become others. */
+SEC("xdp")
+int xdp_proxy_regroup(struct xdp_md *ctx)
+{
+	return regroup();
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -83,6 +83,8 @@ impl Daemon {
             checks.settle(CHECKS_DEADLINE)
         );
         let trunk = Trunk::look(&self.interface).await?;
+        let needs_earlier = |source| self.datapath.needs_earlier(source);
+        self.tables.forget_earlier(needs_earlier)?;
         let mut tables = self.tables.followed_by(
             &config,
             datapath::tick()?,

@@ -15,28 +15,36 @@ use crate::neighbour;
 use crate::tables::{Tables, Tenure};
 
 /// Gives up the sources that are configured no more, but for those that the host still
-/// has and flows come from. Returns what becomes of flows, in lines.
+/// has and flows come from. Returns what becomes of flows, in words.
 pub(super) async fn leave_sources(
     tables: &mut Tables,
     old: &Tables,
     maps: &Maps,
 ) -> Result<Vec<String>> {
     let (mut given_up, mut lines) = (Vec::new(), Vec::new());
+    let of = |flows: usize, address: IpAddr| match flows {
+        1 => format!("1 flow from {address}"),
+        _ => format!("{flows} flows from {address}"),
+    };
     for (index, address) in tables.leaving_sources() {
         let flows = maps.flows_from(index)?;
-        let of_them = match flows {
-            1 => format!("1 flow from {address}"),
-            _ => format!("{flows} flows from {address}"),
-        };
         if flows > 0 && neighbour::is_held(address).await? {
             if old.sources[index].tenure == Tenure::Configured {
-                lines.push(format!("{of_them} kept, no new ones begin there"));
+                lines.push(of(flows, address) + " kept, no new ones begin there");
             }
             continue;
         }
         given_up.push(index);
         if flows > 0 {
-            lines.push(format!("{of_them} ended, as the host has it no more"));
+            lines.push(of(flows, address) + " ended, as the host has it no more");
+        }
+    }
+    for (index, source) in tables.sources_in_use().filter(|(_, source)| !source.fresh) {
+        if old.sources[index].ports != source.ports {
+            let flows = maps.flows_outside(index, &source.ports)?;
+            if flows > 0 {
+                lines.push(of(flows, source.address) + " ended, whose ports are its no more");
+            }
         }
     }
     tables.give_up(&given_up)?;

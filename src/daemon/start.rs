@@ -168,7 +168,8 @@ impl Place {
 /// otherwise.
 fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
     let maps = found.maps()?;
-    let tables = maps.tables()?;
+    let mut tables = maps.tables()?;
+    tables.forget_earlier(|source| maps.needs_earlier(source))?;
     let counters = maps.counters(tables.backends.len())?;
     let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
     tracing::info!(

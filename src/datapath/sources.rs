@@ -3,16 +3,17 @@
 //! program's own; those of others are made here, and stand in two maps of maps. All of
 //! them go from one datapath to the next as they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
+use libbpf_rs::ProgramInput;
 
 use super::map::Map;
 use super::{Datapath, Maps};
 use crate::abi::{self, types};
-use crate::service::SOURCES_MAX;
-use crate::tables::{self, Tables};
+use crate::service::{PortRanges, SOURCES_MAX};
+use crate::tables::{self, Change, SourceTable, Tables};
 
 /// The maps of maps, and what the maps in them are called.
 const KINDS: [(&str, &str); 2] = [
@@ -28,6 +29,8 @@ const SWEEPS: usize = 2;
 pub(super) struct Transition {
     sweeps_left: usize,
     given_up: Vec<usize>,
+    /// The groups that get other slots, by their indexes.
+    changes: Vec<(usize, Change)>,
 }
 
 /// What the table of a source is called, which is of its index.
@@ -64,6 +67,30 @@ impl Maps {
         Ok(count)
     }
 
+    /// Flows from a source that have not ended, with ports that are not among these.
+    pub fn flows_outside(&self, source: usize, ports: &PortRanges) -> Result<usize> {
+        let ours: HashSet<u32> = ports.iter().map(u32::from).collect();
+        let mut count = 0;
+        self.flow_table(source)?.each(|port, flow: &types::flow| {
+            let lives = flow.family != 0 && flow.retired == 0;
+            count += usize::from(lives && !ours.contains(&port));
+        })?;
+        Ok(count)
+    }
+
+    /// Whether flows from a source are found only by the ports that it had before.
+    pub fn needs_earlier(&self, source: usize) -> Result<bool> {
+        let groups: BTreeMap<u16, types::group> = self.groups(source)?.into_iter().collect();
+        let list: Vec<u16> = groups.keys().copied().collect();
+        let reach = |number: u16| groups[&number].reach & !abi::SPILLED;
+        let mut needs = false;
+        self.flow_table(source)?.each(|port, flow: &types::flow| {
+            let lives = flow.family != 0 && flow.retired == 0;
+            needs |= lives && !tables::leads_to(&list, flow.hash, reach, port);
+        })?;
+        Ok(needs)
+    }
+
     /// Hands on every record, and its counters where flows' packets are counted.
     pub fn each_flow(
         &self,
@@ -86,10 +113,11 @@ impl Maps {
 impl Datapath {
     /// Gives each source its tables: those that it had, or new ones.
     pub(super) fn place_sources(&mut self, tables: &Tables, old: Option<&Maps>) -> Result<()> {
+        let before = old.map(Maps::notes).transpose()?;
         for (index, source) in tables.sources_in_use() {
-            if source.fresh {
-                self.fill_ports(index, &source.ports)?;
-            }
+            let before = before.as_ref().filter(|_| !source.fresh);
+            let before = before.and_then(|notes| notes.sources.get(index));
+            self.place_groups(index, source, before)?;
         }
         if tables.has_several_sources() {
             for source in 0..tables.sources.len() {
@@ -155,16 +183,82 @@ impl Datapath {
         }
     }
 
-    fn fill_ports(&self, source: usize, of: &crate::service::PortRanges) -> Result<()> {
-        let seed = self.settings.hash_seed.wrapping_add(source as u64);
+    /// Writes the groups of a source, but for those that the program `before` works with:
+    /// they are changed when this one is in its place.
+    fn place_groups(
+        &mut self,
+        index: usize,
+        source: &SourceTable,
+        before: Option<&SourceTable>,
+    ) -> Result<()> {
+        let seed = self.settings.hash_seed.wrapping_add(index as u64);
+        let of = |ports: &PortRanges| tables::groups(ports, seed);
+        let groups = of(&source.ports);
+        self.write_list(index, groups.keys())?;
+        if let Some(earlier) = &source.earlier {
+            self.write_list(abi::SOURCES + index, of(earlier).keys())?;
+        }
+        let put = |number: u16, group: &types::group| {
+            let place = index << abi::GROUP_BITS | usize::from(number);
+            self.named("groups")?.put(place as u32, group)
+        };
+        let Some(before) = before else {
+            return groups
+                .iter()
+                .try_for_each(|(number, group)| put(*number, group));
+        };
+        let lists = [Some(&before.ports), before.earlier.as_ref()];
+        let known: BTreeSet<u16> = lists
+            .into_iter()
+            .flatten()
+            .flat_map(|ports| of(ports).into_keys())
+            .collect();
+        let mut later = Vec::new();
+        for change in tables::changes(&before.ports, &source.ports) {
+            match groups.get(&change.number) {
+                Some(group) if !known.contains(&change.number) => put(change.number, group)?,
+                _ => later.push((index, change)),
+            }
+        }
+        self.transition.changes.extend(later);
+        Ok(())
+    }
+
+    fn write_list<'a>(&self, list: usize, groups: impl Iterator<Item = &'a u16>) -> Result<()> {
         let mut ports = types::ports::default();
-        for (number, group) in tables::groups(of, seed) {
-            let index = source << abi::GROUP_BITS | usize::from(number);
-            self.named("groups")?.put(index as u32, &group)?;
-            ports.group[ports.groups as usize] = number;
+        for (place, number) in ports.group.iter_mut().zip(groups) {
+            *place = *number;
             ports.groups += 1;
         }
-        self.named("ports")?.put(source as u32, &ports)
+        self.named("ports")?.put(list as u32, &ports)
+    }
+
+    /// Gives groups the slots that became theirs, and ends the flows in those that did not
+    /// stay so.
+    pub(super) fn regroup(&mut self) -> Result<()> {
+        let mut changes = std::mem::take(&mut self.transition.changes);
+        // More than once, as a flow may have begun while its slot was looked at.
+        let (mut round, mut left) = (0, 0);
+        while !changes.is_empty() && (round < 2 || left > 0) {
+            (round, left) = (round + 1, 0);
+            for (source, change) in &mut changes {
+                if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+                    bss.regrouped = (*source << abi::GROUP_BITS) as u32 | u32::from(change.number);
+                    bss.gained = std::mem::take(&mut change.gained);
+                    bss.lost = change.lost;
+                    bss.new_share = change.share.into();
+                }
+                let input = ProgramInput {
+                    data_in: Some(&[0; 64]),
+                    ..Default::default()
+                };
+                let program = &self.skeleton.progs.xdp_proxy_regroup;
+                let output = program.test_run(input).context("changing source ports")?;
+                left += output.return_value;
+            }
+            changes.retain(|(_, change)| change.lost > 0);
+        }
+        Ok(())
     }
 
     pub(super) fn sources_to_sweep(&self) -> BTreeSet<usize> {
@@ -178,7 +272,7 @@ impl Datapath {
         while self.transition.sweeps_left > 0 && !self.transition.given_up.is_empty() {
             self.sweep()?;
         }
-        Ok(())
+        self.regroup()
     }
 
     /// All sources were swept once.

@@ -23,7 +23,7 @@ pub struct Notes {
     /// Backends' flows are counted in `loads`.
     pub counts_loads: bool,
     vips: Vec<IpAddr>,
-    sources: Vec<SourceTable>,
+    pub(crate) sources: Vec<SourceTable>,
     pub(crate) services: Vec<ServiceNote>,
     /// The backends that are not configured any more, by their indexes.
     leaving: BTreeSet<usize>,

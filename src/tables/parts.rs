@@ -77,6 +77,8 @@ impl BackendTable {
 pub struct SourceTable {
     pub address: IpAddr,
     pub ports: PortRanges,
+    /// Those that it had before, which some flows were found by.
+    pub earlier: Option<PortRanges>,
     pub tenure: Tenure,
     /// Its table is not there yet.
     #[serde(skip)]

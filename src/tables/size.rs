@@ -53,7 +53,7 @@ impl Tables {
         });
         sources.sum::<usize>()
             + SOURCES_MAX * (size_of::<abi::group>() << abi::GROUP_BITS)
-            + SOURCES_MAX * size_of::<abi::ports>()
+            + 2 * SOURCES_MAX * size_of::<abi::ports>()
             + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()

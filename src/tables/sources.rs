@@ -53,14 +53,19 @@ impl Tables {
             );
             if let Some(index) = self.source_index(address) {
                 let source = &mut self.sources[index];
-                ensure!(
-                    source.ports == *ports,
-                    "flows from {address} have the source ports {}, which service {:?} can't \
-                     change to {ports} while it runs: start again",
-                    source.ports,
-                    service.name
-                );
                 source.tenure = Tenure::Configured;
+                if source.ports == *ports {
+                    continue;
+                }
+                ensure!(
+                    source
+                        .earlier
+                        .as_ref()
+                        .is_none_or(|earlier| earlier == ports),
+                    "the source ports of {address} were changed before, and flows of then are \
+                     left: wait for their end, or start again with {ports}"
+                );
+                source.earlier = Some(std::mem::replace(&mut source.ports, ports.clone()));
                 continue;
             }
             let is_vacant = |index: &usize| {
@@ -78,6 +83,7 @@ impl Tables {
             let source = SourceTable {
                 address,
                 ports: ports.clone(),
+                earlier: None,
                 tenure: Tenure::Configured,
                 fresh: true,
             };
@@ -109,20 +115,50 @@ impl Tables {
         Ok(())
     }
 
-    /// The indexes of the source addresses of one family, as the datapath looks for
-    /// flows in them.
-    pub fn sources_of(&self, is_ipv6: bool) -> abi::source_list {
-        let of_family = |source: &SourceTable| source.address.is_ipv6() == is_ipv6;
-        let mut list = abi::source_list::default();
-        for tenure in [Tenure::Configured, Tenure::Leaving] {
-            let those = self.sources_in_use();
-            for (index, _) in those.filter(|(_, s)| of_family(s) && s.tenure == tenure) {
-                list.source[list.count as usize] = index as u8;
-                list.count += 1;
-                list.turns += u32::from(tenure == Tenure::Configured);
+    /// No flow needs the ports of before any more that these sources had.
+    pub fn forget_earlier(&mut self, is_needed: impl Fn(usize) -> Result<bool>) -> Result<()> {
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            if source.earlier.is_some() && !is_needed(index)? {
+                source.earlier = None;
             }
         }
-        list
+        Ok(())
+    }
+
+    /// Some source address had other ports before.
+    pub fn is_relisted(&self) -> bool {
+        self.sources_in_use()
+            .any(|(_, source)| source.earlier.is_some())
+    }
+
+    /// Where the datapath looks for flows of one family: in the lists of groups of its
+    /// sources, then in those that they had before.
+    pub fn sources_of(&self, is_ipv6: bool) -> abi::source_list {
+        let mine = |(_, source): &(usize, &SourceTable)| source.address.is_ipv6() == is_ipv6;
+        let mut all = abi::source_list::default();
+        let mut add = |list: usize| {
+            all.list[all.count as usize] = list as u8;
+            all.count += 1;
+            all.count
+        };
+        let mut turns = 0;
+        for tenure in [Tenure::Configured, Tenure::Leaving] {
+            for (index, source) in self.sources_in_use().filter(mine) {
+                if source.tenure == tenure {
+                    let count = add(index);
+                    if tenure == Tenure::Configured {
+                        turns = count;
+                    }
+                }
+            }
+        }
+        for (index, source) in self.sources_in_use().filter(mine) {
+            if source.earlier.is_some() {
+                add(abi::SOURCES + index);
+            }
+        }
+        all.turns = turns;
+        all
     }
 
     /// The lowest port that flows to backends come from.

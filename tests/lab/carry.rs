@@ -2,7 +2,7 @@
 //! The source addresses change while connections are open: by a reload, by a daemon
 //! after a dead one, by one that takes over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -148,6 +148,70 @@ fn nobody_notices_that_the_next_daemon_has_other_sources() {
         status["services"][0]["flows"] == 0
     });
     lb.end();
+}
+
+#[test]
+fn flows_keep_their_ports_where_those_of_the_source_change() {
+    let test = "flows_keep_their_ports_where_those_of_the_source_change";
+    let Some(lab) = begin(test) else { return };
+    let with = |ports: &str| {
+        let text = format!(
+            "[[service]]\nlisten = \"{LB}:80\"\nsource_ports = \"{ports}\"\n\
+             [[service.backend]]\naddress = \"{HTTP1}\"\n"
+        );
+        lab.write("ports.toml", &text)
+    };
+    let lb = lab.balance(&format!("-c {}", with("10000-11999")));
+    lab.within("client", || {
+        let ports = || -> BTreeSet<u16> {
+            let flows: Value =
+                serde_json::from_str(&lab.at("lb", &format!("{BINARY} flows --json"))).unwrap();
+            let flows = flows["flows"].as_array().unwrap().iter();
+            let open = flows.filter(|flow| flow["state"] == "established");
+            let ports =
+                open.map(|flow| flow["source"].as_str().unwrap().rsplit_once(':').unwrap().1);
+            ports.map(|port| port.parse().unwrap()).collect()
+        };
+        let mut first = Kept::open(LB, 40);
+        let before = ports();
+        assert_eq!(before.len(), 40);
+        // Others beside those that flows have; by a reload, and by the next daemon.
+        with("10000-11999,20000-24999");
+        let line = reload(&lab);
+        assert!(!line.contains("ended"), "{line}");
+        first.go_on();
+        let mut more = Kept::open(LB, 40);
+        kill_9(lb);
+        let lb = lab.balance(&format!("-c {}", with("10000-11999,20000-24999")));
+        std::thread::sleep(Duration::from_millis(2500));
+        first.go_on();
+        more.go_on();
+        assert!(ports().is_superset(&before));
+        assert!(ports().iter().any(|port| *port >= 20_000));
+        drop((first, more));
+        lb.until("they have ended", |status| {
+            status["services"][0]["flows"] == 0
+        });
+        // Fewer: who has one that is gone is told.
+        let mut kept: Vec<_> = (0..40).map(|_| Connection::open(LB).unwrap()).collect();
+        kept.iter_mut().for_each(|c| drop(c.host().unwrap()));
+        let end = ports().iter().filter(|port| **port >= 12_000).count();
+        assert!((1..40).contains(&end), "{end}");
+        with("10000-11999");
+        let line = reload(&lab);
+        println!("{line}");
+        let word = format!(" from {LB} ended, whose ports are its no more");
+        assert!(
+            line.contains(&format!("{end} flow")) && line.contains(&word),
+            "{line}"
+        );
+        let left = kept.iter_mut().filter_map(|c| c.host().ok()).count();
+        assert_eq!(left, 40 - end);
+        let status = lab.status();
+        assert_eq!(status["packets"]["sent"]["refused_no_flow"], end);
+        assert_eq!(status["services"][0]["flows"], left, "{status:#}");
+        lb.end();
+    });
 }
 
 #[test]

@@ -22,6 +22,12 @@ fn sending_from(sources: &[&str], last: u16) -> Config {
     config(vec![service])
 }
 
+fn from_ports(ports: &[std::ops::RangeInclusive<u16>]) -> Config {
+    let mut config = sending_from(&["10.0.0.10"], 2999);
+    config.services[0].source_ports = PortRanges::new(ports.to_vec()).unwrap();
+    config
+}
+
 /// The next program with the flows of this one, which is returned. Sources that are
 /// configured no more are given up, or keep their flows.
 fn follow(rig: &mut Rig, config: &Config, gives_up: bool) -> Datapath {
@@ -208,5 +214,82 @@ fn flows_of_a_source_that_is_given_up_end_with_a_reset_and_are_counted() {
         seconds_pass(&mut rig);
         all_go_on(&rig, &staying);
         agree(&rig, &staying);
+    }
+}
+
+/// By the ports that they have and not.
+fn split(flows: Vec<Known>, ports: &PortRanges) -> (Vec<Known>, Vec<Known>) {
+    let ports: HashSet<u16> = ports.iter().collect();
+    let has_one = |(_, path): &Known| ports.contains(&path.source.port());
+    flows.into_iter().partition(has_one)
+}
+
+#[test]
+fn flows_go_on_where_the_source_ports_change_and_those_outside_end_with_a_reset() {
+    let test = "flows_go_on_where_the_source_ports_change_and_those_outside_end_with_a_reset";
+    if !root_or_skip(test) {
+        return;
+    }
+    for (old, new) in [
+        // Fewer, more, others, and others within the same groups.
+        (vec![2000..=2999], vec![2000..=2509]),
+        (vec![2000..=2509], vec![1500..=2999, 5000..=8000]),
+        (vec![2000..=2999], vec![2507..=3999]),
+        (
+            vec![2000..=2999],
+            vec![2005..=2605, 2608..=2609, 2610..=3003],
+        ),
+        (vec![2003..=2016], vec![2001..=2015]),
+    ] {
+        let mut rig = Rig::new(&from_ports(&old), GENERIC);
+        let count = if old[0].len() > 100 { 300 } else { 10 };
+        let mut flows = open(&rig, 0..count);
+        for (round, ports) in [&new, &old, &new].into_iter().enumerate() {
+            let number = 1000 * (round as u32 + 1);
+            let config = from_ports(ports);
+            let ours = &config.services[0].source_ports;
+            let mut before = follow(&mut rig, &config, false);
+            // Begun by the program before, while the next one is there already.
+            std::mem::swap(&mut rig.datapath, &mut before);
+            flows.extend(open(&rig, number..number + 1));
+            std::mem::swap(&mut rig.datapath, &mut before);
+            drop(before);
+            all_go_on(&rig, &flows);
+            rig.datapath.sweep().unwrap();
+            let gone;
+            (flows, gone) = split(flows, ours);
+            println!("{ports:?}: {} go on, {} end", flows.len(), gone.len());
+            for (number, path) in &gone {
+                let flow = Exchange::new(&rig, WEB, *number).with_path(*path);
+                let code = OutcomeCode::OUTCOME_REFUSED_NO_FLOW;
+                flow.is_reset(&flow.client_frame(PSH | ACK), code);
+            }
+            all_go_on(&rig, &flows);
+            agree(&rig, &flows);
+            seconds_pass(&mut rig);
+            all_go_on(&rig, &flows);
+            let latest = open(&rig, number + 10..number + 10 + count / 10);
+            flows.extend(&latest);
+            let (all, none) = split(flows, ours);
+            assert_eq!(none, [], "only of these");
+            flows = all;
+            all_go_on(&rig, &flows);
+            agree(&rig, &flows);
+        }
+        // Once all that are left are found by the ports of now, those of before are forgotten.
+        assert!(rig.tables.is_relisted());
+        let needed = rig.datapath.needs_earlier(0).unwrap();
+        for (number, path) in flows.drain(..) {
+            Exchange::new(&rig, WEB, number).with_path(path).close();
+        }
+        assert!(!rig.datapath.needs_earlier(0).unwrap());
+        println!("ports of before were needed: {needed}");
+        rig.tables.forget_earlier(|_| Ok(false)).unwrap();
+        // All ports are there for who comes now.
+        drop(follow(&mut rig, &from_ports(&[4000..=4099]), false));
+        seconds_pass(&mut rig);
+        let last = open(&rig, 9000..9090);
+        all_go_on(&rig, &last);
+        agree(&rig, &last);
     }
 }

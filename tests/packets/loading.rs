@@ -32,6 +32,7 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.port_filter = tables.port_filter();
     rodata.first_port = tables.first_port();
     rodata.several_sources = tables.has_several_sources().into();
+    rodata.relisted = tables.is_relisted().into();
     rodata.sources_v4 = tables.sources_of(false);
     rodata.sources_v6 = tables.sources_of(true);
     rodata.serves_ipv6 = tables.serves_ipv6.into();
