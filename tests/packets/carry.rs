@@ -254,10 +254,10 @@ fn flows_go_on_where_the_source_ports_change_and_those_outside_end_with_a_reset(
             flows.extend(open(&rig, number..number + 1));
             std::mem::swap(&mut rig.datapath, &mut before);
             drop(before);
-            all_go_on(&rig, &flows);
-            rig.datapath.sweep().unwrap();
             let gone;
             (flows, gone) = split(flows, ours);
+            all_go_on(&rig, &flows);
+            rig.datapath.sweep().unwrap();
             println!("{ports:?}: {} go on, {} end", flows.len(), gone.len());
             for (number, path) in &gone {
                 let flow = Exchange::new(&rig, WEB, *number).with_path(*path);
