@@ -5,6 +5,7 @@
  * known to be of a flow or for a service, nothing of it is changed.
  */
 #include "answer.h"
+#include "sweep.h"
 
 static __always_inline enum outcome
 from_backend(struct xdp_md *ctx, struct packet *packet, struct flow *flow)

@@ -20,8 +20,9 @@ const KINDS: [(&str, &str); 2] = [
     ("flow_tables", "flows"),
     ("counter_tables", "flow_counters"),
 ];
-/// Sweeps, a second apart, after which nothing of the program before is left to find.
-const SWEEPS: usize = 2;
+/// Sweeps after which nothing of the program before is left to find: the first follows at
+/// once, and the last two are a second apart.
+const SWEEPS: usize = 3;
 
 /// From one datapath to the next: homes do not know yet of flows from other sources, and
 /// the flows of sources that are given up are to end.

@@ -96,7 +96,7 @@ fn agree(rig: &Rig, flows: &[Known]) {
     assert_eq!(counted, flows.len() as u64, "flows begun less flows ended");
 }
 
-/// So often a second passes after the next program is there.
+/// A few seconds pass after the next program is there.
 fn seconds_pass(rig: &mut Rig) {
     for _ in 0..3 {
         rig.datapath.sweep().unwrap();
