@@ -92,6 +92,14 @@ pub fn load(input: &Input, host: &HostPorts) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// The same again, for a daemon that has other things to do than to wait for a file.
+pub fn reload(input: &Input, host: &HostPorts) -> Result<Config, ConfigError> {
+    if let Services::File(path) = &input.services {
+        file::must_not_wait(path)?;
+    }
+    load(input, host)
+}
+
 /// The configuration in a file's text. `name` is the file's, for errors.
 pub fn parse(name: &str, text: &str, host: &HostPorts) -> Result<Config, ConfigError> {
     let FileConfig {

@@ -2,11 +2,13 @@
 //! `status` and `flows`: what is in the kernel, whether a daemon runs or not. Reads
 //! and changes nothing.
 
+use std::io::{Write as _, stderr};
+
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use crate::commands::{interfaces, nothing_runs};
-use crate::control::{self, Request, Response};
+use crate::control::{self, Request, Response, Silent};
 use crate::daemon;
 use crate::datapath::{self, Found, Hook, Maps};
 use crate::flows::{Filter, Flows};
@@ -20,7 +22,7 @@ use crate::status::{BackendStatus, ServiceStatus, Status};
 pub async fn status(interface: Option<&str>, json: bool) -> Result<String> {
     let mut all = Vec::new();
     for name in interfaces(interface)? {
-        match control::ask(&name, Request::Status)? {
+        match unless_silent(control::ask(&name, Request::Status))? {
             Some(Response::Status(status)) => all.push(*status),
             Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
             Some(_) | None => {}
@@ -40,7 +42,7 @@ pub async fn status(interface: Option<&str>, json: bool) -> Result<String> {
 pub async fn flows(interface: Option<&str>, json: bool, filter: &Filter) -> Result<String> {
     let mut all = Vec::new();
     for name in interfaces(interface)? {
-        if let Some(descriptors) = control::maps(&name)? {
+        if let Some(descriptors) = unless_silent(control::maps(&name))? {
             let maps = Maps::of_descriptors(descriptors)?;
             all.push(Flows::read(&name, &maps, filter.clone())?);
         }
@@ -50,6 +52,17 @@ pub async fn flows(interface: Option<&str>, json: bool, filter: &Filter) -> Resu
         all.push(Flows::read(&name, found.maps()?, filter.clone())?);
     }
     print(&all, interface, json)
+}
+
+/// A daemon that does not answer is like none, but for a word on stderr.
+fn unless_silent<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
+        Err(error) if error.is::<Silent>() => {
+            let _ = writeln!(stderr(), "xdp-proxy: {error}");
+            Ok(None)
+        }
+        answer => answer,
+    }
 }
 
 /// What dead daemons have left on an interface, or on all that none is `known` of.

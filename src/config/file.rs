@@ -48,7 +48,10 @@ pub(super) struct FileService {
 /// Any value is taken here, as a number without a unit is a likely mistake
 /// that deserves an error of its own.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table, as in timeouts = { closing = \"10s\" }"
+)]
 pub(super) struct FileTimeouts {
     pub unanswered: Option<toml::Value>,
     pub established: Option<toml::Value>,
@@ -56,7 +59,10 @@ pub(super) struct FileTimeouts {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table, as in health = { type = \"http\" }"
+)]
 pub(super) struct FileHealth {
     #[serde(rename = "type")]
     pub kind: Option<String>,
@@ -104,6 +110,18 @@ pub(super) struct FileBackend {
 }
 
 /// The file's text.
+/// # Errors
+/// It is a pipe or the like, which would keep its reader waiting.
+pub(super) fn must_not_wait(path: &Path) -> Result<(), ConfigError> {
+    let kind = path.metadata().map(|metadata| metadata.file_type());
+    if kind.is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
+        let name = path.display().to_string();
+        let problem = "is no regular file, which a reload needs; put the text in one";
+        return Err(ConfigError::new(&name, problem));
+    }
+    Ok(())
+}
+
 pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
     let name = path.display().to_string();
     let mut text = String::new();

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use tokio::io::Interest;
 
-use super::{Request, Response, connect, parse_response, send_request};
+use super::{Request, Response, Silent, connect, parse_response, send_request};
 
 /// Descriptors of one message, at most.
 const DESCRIPTORS_MAX: usize = 128;
@@ -72,12 +72,19 @@ fn ask(interface: &str, request: Request) -> Result<Option<(UnixStream, Vec<Owne
         return Ok(None);
     };
     send_request(&mut conversation, request)?;
-    let (line, descriptors) = receive(&conversation)
-        .with_context(|| format!("asking the daemon on {interface} for what it has"))?;
+    let (line, descriptors) = match receive(&conversation) {
+        Err(error) if error.downcast_ref() == Some(&Errno::EAGAIN) => {
+            let interface = interface.to_owned();
+            return Err(Silent { interface }.into());
+        }
+        received => {
+            received.with_context(|| format!("asking the daemon on {interface} for what it has"))?
+        }
+    };
     if line.is_empty() {
         bail!(
-            "the daemon on {interface} does not know how to hand over: end it with \
-             `xdp-proxy stop -i {interface}`"
+            "the daemon on {interface} hung up: it ended, or it is of a version that hands nothing \
+             over; if it still runs, end it with `xdp-proxy stop -i {interface}`"
         );
     }
     match parse_response(&line)? {

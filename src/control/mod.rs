@@ -8,6 +8,7 @@
 
 mod handover;
 
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::mem;
@@ -69,6 +70,26 @@ pub enum Response {
     HandedOver,
     Error(String),
 }
+
+/// A daemon that is there and does not answer.
+#[derive(Debug)]
+pub struct Silent {
+    interface: String,
+}
+
+impl Display for Silent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the daemon on {} does not answer within {} s: end it by SIGKILL; what it attached \
+             serves on until the next `xdp-proxy run` or `xdp-proxy stop`",
+            self.interface,
+            RESPONSE_DEADLINE.as_secs()
+        )
+    }
+}
+
+impl std::error::Error for Silent {}
 
 /// A client that waits for the response to its request.
 pub struct Caller {
@@ -266,6 +287,10 @@ pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
             ) =>
         {
             return Ok(None);
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            let interface = interface.to_owned();
+            return Err(Silent { interface }.into());
         }
         answered => answered.context("waiting for the daemon's answer")?,
     };

@@ -61,7 +61,7 @@ impl Daemon {
         if let config::Services::Flags { .. } = self.input.services {
             bail!("it was started with --listen and --backend: there is no file to read again");
         }
-        let config = config::load(&self.input, &HostPorts::read()?)?;
+        let config = config::reload(&self.input, &HostPorts::read()?)?;
         let plan = Plan::new(&config)?;
         let fixed = [
             ("interface", config.interface == self.config.interface),

@@ -83,6 +83,12 @@ fn of_host() -> Result<RootCertStore> {
 }
 
 fn in_file(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    // The daemon does not wait for who writes into a pipe.
+    ensure!(
+        !file.metadata().is_ok_and(|metadata| !metadata.is_file()),
+        "{}: it is no regular file; name a file of PEM",
+        reading(file)
+    );
     let read = || CertificateDer::pem_file_iter(file)?.collect::<Result<Vec<_>, _>>();
     let certificates = read()
         .map_err(|error| anyhow!("{error}"))

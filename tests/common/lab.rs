@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The lab of lab/netns.sh in a sandbox of its own, and the load balancer on its
-//! host `lb`. Everything vanishes with the thread that started it.
+//! The lab of lab/netns.sh in a sandbox of its own. Everything vanishes with the thread that
+//! started it.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub use super::balancer::Balancer;
 use super::unwatched;
 
 pub const HTTP1: &str = "10.0.0.2";
@@ -34,8 +35,7 @@ backend = [{ address = '10.0.0.2' }, { address = '10.0.0.3' }]
 pub const BINARY: &str = "/run/xdp-proxy";
 
 const UP_DEADLINE: Duration = Duration::from_secs(30);
-const READY_DEADLINE: Duration = Duration::from_secs(5);
-const END_DEADLINE: Duration = Duration::from_secs(5);
+pub const READY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Labs share the machine's few cores: one that measures, or loads them, is alone.
 static TURN: RwLock<()> = RwLock::new(());
@@ -191,29 +191,7 @@ impl Lab {
 
     /// The same with another way to start it.
     pub fn balance_by(&self, line: &str) -> Balancer<'_> {
-        let started = Instant::now();
-        let log = self.path(&format!("/run/lb-{}.log", nonce()));
-        let mut words = line.split_whitespace();
-        let mut child = self
-            .command("lb", words.next().unwrap())
-            .args(words)
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let lines = lines_of(child.stdout.take().unwrap());
-        let mut balancer = Balancer {
-            lab: self,
-            child,
-            log,
-            ready: String::new(),
-            ready_after: Duration::ZERO,
-        };
-        let ready = lines.recv_timeout(READY_DEADLINE);
-        balancer.ready_after = started.elapsed();
-        balancer.ready = ready.expect("the load balancer got ready in time");
-        assert!(balancer.ready.starts_with("ready: "), "{}", balancer.ready);
-        balancer
+        Balancer::start(self, line)
     }
 
     /// `status --json`, parsed.
@@ -296,86 +274,6 @@ impl Drop for Lab {
     }
 }
 
-/// A running `xdp-proxy run`. A test that fails prints its log.
-pub struct Balancer<'a> {
-    lab: &'a Lab,
-    child: Child,
-    log: PathBuf,
-    /// The line "ready: ...".
-    pub ready: String,
-    /// From the start of the command, `nsenter` and `ip netns exec` included.
-    pub ready_after: Duration,
-}
-
-impl Balancer<'_> {
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        // The child itself is nsenter, which hands no signal on.
-        let pid = only_child(self.child.id());
-        kill(Pid::from_raw(pid as i32), signal).unwrap();
-    }
-
-    /// Its log, and how it ended.
-    pub fn outcome(self) -> (String, ExitStatus) {
-        let log = self.log.clone();
-        let status = self.wait();
-        (fs::read_to_string(log).unwrap_or_default(), status)
-    }
-
-    /// Waits for its end.
-    pub fn wait(mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < END_DEADLINE, "it does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Ends it as a user would; it must exit 0.
-    pub fn end(self) {
-        self.signal(Signal::SIGTERM);
-        let (log, status) = self.outcome();
-        assert_eq!(status.code(), Some(0), "after SIGTERM: {log}");
-    }
-
-    /// Waits until `status` is as wanted; returns how long that took.
-    pub fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Duration {
-        let start = Instant::now();
-        loop {
-            let status = self.lab.status();
-            if wanted(&status) {
-                return start.elapsed();
-            }
-            assert!(
-                start.elapsed() < Duration::from_secs(8),
-                "not {what}: {status:#}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Balancer<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- the load balancer's log\n{}---", self.log());
-        }
-        if let Ok(None) = self.child.try_wait() {
-            // Without a child nsenter is about to end too.
-            if let Some(pid) = children(self.child.id()).first() {
-                let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
-            }
-            let _ = self.child.wait();
-        }
-    }
-}
-
 /// The line of the error that the command must have ended with: the only one, and
 /// the last thing on stderr.
 pub fn refusal(output: &Output, code: i32) -> String {
@@ -418,7 +316,7 @@ fn printed(what: &str, output: Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
+pub fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -428,7 +326,7 @@ fn lines_of(stdout: impl std::io::Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-fn children(pid: u32) -> Vec<u32> {
+pub fn children(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
     let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
@@ -441,10 +339,4 @@ pub fn only_child(pid: u32) -> u32 {
         panic!("process {pid} has not one child")
     };
     child
-}
-
-fn nonce() -> usize {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }

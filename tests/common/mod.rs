@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::TimeVal;
 
+pub mod balancer;
 pub mod books;
 pub mod case;
 pub mod dns;

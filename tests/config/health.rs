@@ -202,6 +202,9 @@ fn what_is_wrong_or_contradicts_is_refused_with_the_reason() {
     }
     let unknown = fault(&web("health = { type = \"tcp\", retries = 3 }"));
     assert!(unknown.contains("unknown key `retries`"), "{unknown}");
+    let text = fault(&web("health = \"tcp\""));
+    let mend = "expected a table, as in health = { type = \"http\" }";
+    assert!(text.contains(mend), "{text}");
     let several = web("listen = \"192.0.2.1:*\"\nhealth = { type = \"tcp\" }");
     assert_eq!(
         fault(&several.replace("10.0.0.2:80", "10.0.0.2")),

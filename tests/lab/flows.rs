@@ -2,6 +2,9 @@
 //! `flows` and `status`, whether a daemon runs or not.
 
 use std::net::UdpSocket;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -52,7 +55,7 @@ fn flows_tells_each_flow_and_filters_with_and_without_a_daemon() {
         dumb.send(b"1").unwrap();
         dumb.recv(&mut [0; 9]).unwrap();
         drop(Connection::open(LB).unwrap());
-        std::thread::sleep(Duration::from_millis(1200));
+        thread::sleep(Duration::from_millis(1200));
         let first = format!("10.0.0.4:{}", kept[0].local_port());
         let check = || {
             for (filter, count) in [
@@ -128,7 +131,7 @@ fn what_flows_had_adds_up_to_what_their_backends_had() {
         for connection in &mut kept {
             connection.get("/small").unwrap();
         }
-        std::thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
         let service = &lab.status()["services"][0];
         let flows = flows(&lab, "");
         assert_eq!(flows.len(), 50);
@@ -217,4 +220,37 @@ fn status_tells_what_a_dead_daemon_has_left() {
         let error = refusal(&lab.proxy(command), 1);
         assert!(error.contains("no xdp-proxy runs"), "{error}");
     }
+}
+
+#[test]
+fn status_and_flows_of_a_daemon_that_hangs_are_what_is_in_the_kernel() {
+    let test = "status_and_flows_of_a_daemon_that_hangs_are_what_is_in_the_kernel";
+    let Some(lab) = crate::lab(test) else { return };
+    let lb = lab.balance(TWO);
+    let kept = lab.within("client", || Connection::open(LB).unwrap());
+    lb.signal(Signal::SIGKILL);
+    lb.wait();
+    // It has the daemon's place and says nothing.
+    let address = SocketAddr::from_abstract_name("xdp-proxy/eth0").unwrap();
+    let silent = lab.within("lb", || UnixListener::bind_addr(&address).unwrap());
+    let [status, flows, stop] = thread::scope(|scope| {
+        ["status --json", "flows --json", "stop"]
+            .map(|command| scope.spawn(|| lab.proxy(command)))
+            .map(|thread| thread.join().unwrap())
+    });
+    for output in [&status, &flows, &stop] {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let word = "xdp-proxy: the daemon on eth0 does not answer within 10 s: end it by SIGKILL";
+        assert!(stderr.starts_with(word), "{stderr}");
+    }
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["pid"], Value::Null, "{status:#}");
+    assert_eq!(status["services"][0]["flows"], 1, "{status:#}");
+    let flows: Value = serde_json::from_slice(&flows.stdout).unwrap();
+    assert_eq!(flows["count"], 1, "{flows:#}");
+    refusal(&stop, 1);
+
+    drop((silent, kept));
+    let stopped = lab.at("lb", &format!("{BINARY} stop"));
+    assert!(stopped.starts_with("detached: eth0"), "{stopped}");
 }

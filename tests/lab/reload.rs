@@ -200,3 +200,36 @@ fn new_connections_are_served_throughout_after_a_service_has_gone() {
     println!("{connections} connections");
     last.end();
 }
+
+/// A pipe says nothing until somebody writes to it, and a device may go on for ever.
+#[test]
+fn a_file_that_became_a_pipe_is_refused_and_the_daemon_goes_on() {
+    let test = "a_file_that_became_a_pipe_is_refused_and_the_daemon_goes_on";
+    let Some(lab) = crate::lab(test) else { return };
+    let text = service("80", &[HTTP1]);
+    let file = lab.write("web.toml", &text);
+    let balancer = lab.balance(&format!("-c {file}"));
+    for other in [format!("mkfifo {file}"), format!("ln -s /dev/zero {file}")] {
+        lab.at("lb", &format!("rm {file}"));
+        lab.at("lb", &other);
+        let error = refusal(&lab.proxy("reload"), 1);
+        assert!(error.contains("web.toml: is no regular file"), "{error}");
+    }
+    lab.at("lb", &format!("rm {file}"));
+    let pipe = "/run/authorities";
+    lab.at("lb", &format!("mkfifo {pipe}"));
+    let health = format!("health = {{ type = \"https\", verify = true, ca = \"{pipe}\" }}");
+    lab.write(
+        "web.toml",
+        &text.replace("[[service.b", &format!("{health}\n[[service.b")),
+    );
+    let error = refusal(&lab.proxy("reload"), 1);
+    assert!(
+        error.contains("/run/authorities: it is no regular file"),
+        "{error}"
+    );
+
+    lab.write("web.toml", &text);
+    assert_eq!(reload(&lab), "reloaded: eth0: nothing differs\n");
+    balancer.end();
+}

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What arrives is what was sent, whoever computes the checksums.
 
-use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -131,22 +130,14 @@ fn generic_mode_carries_everything_with_complete_checksums() {
 /// With `tx off` what tcpdump sees is what a wire would carry.
 fn every_checksum_on_the_wire_is_right(lab: &Lab) {
     for host in ["client", "http1", "http2"] {
-        let capture = lab
-            .command(host, "timeout")
-            .args("3 tcpdump -i eth0 -n -vv -s 0 -B 8192 tcp".split(' '))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(700));
+        let capture = lab.capture(host, "tcp");
         lab.within("client", || {
             for _ in 0..30 {
                 http::host(LB).unwrap();
             }
             Connection::open(LB).unwrap().get("/1m").unwrap();
         });
-        let seen = capture.wait_with_output().unwrap();
-        let seen = String::from_utf8_lossy(&seen.stdout);
+        let seen = capture.end();
         let (right, wrong) = (
             seen.matches("(correct)").count(),
             seen.matches("(incorrect").count(),
