@@ -21,7 +21,7 @@ pub use types::{
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).
@@ -32,8 +32,13 @@ pub const PORT_BITS: u32 = 16;
 pub const GROUP_SLOTS: usize = 20;
 /// Bits of a group's index that are not its source address's (`GROUP_BITS` in abi.h).
 pub const GROUP_BITS: u32 = 12;
+/// Source addresses, whose lists of groups come before those of earlier (`SOURCES` in
+/// abi.h).
+pub const SOURCES: usize = SOURCES_MAX;
 /// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
 pub const SWEEP_ROUND: u32 = 64;
+/// In the reach of a group: beyond its list (`SPILLED` in abi.h).
+pub const SPILLED: u8 = 0x80;
 /// VLAN tags of a frame, at most (`VLAN_TAGS` in abi.h).
 pub const VLAN_TAGS: usize = 2;
 /// Datagrams in fragments that are remembered (`FRAGMENTED` in abi.h).

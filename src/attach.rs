@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Found, Hook, Keep, Maps, Pins, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
@@ -53,14 +53,16 @@ pub async fn load_and_attach(
             tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
-        let attempt =
-            Datapath::load_after(old, tables, &settings, Keep::Flows).and_then(|mut datapath| {
-                datapath.write_interface(interface.mac, interface.mtu)?;
-                pins.add(&datapath);
-                put_on(&datapath, interface, *hook, found)
-                    .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
-                Ok(datapath)
-            });
+        // A program for a card is loaded onto it.
+        let mut at_interface = *hook == Hook::Offload;
+        let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
+            at_interface = true;
+            datapath.write_interface(interface.mac, interface.mtu)?;
+            pins.add(&datapath);
+            put_on(&datapath, interface, *hook, found)
+                .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
+            Ok(datapath)
+        });
         match attempt {
             Ok(datapath) => {
                 let stays = found.is_some();
@@ -77,10 +79,20 @@ pub async fn load_and_attach(
                     hooks[index + 1].name()
                 );
             }
-            Err(error) => return Err(error.context(refusal(interface, *hook))),
+            Err(error) if at_interface => return Err(error.context(refusal(interface, *hook))),
+            Err(error) => return Err(error),
         }
     }
     bail!("no mode to attach to {} in", interface.name)
+}
+
+/// Pins of interfaces that are gone are of no use to anybody.
+pub fn tidy_pins() {
+    match datapath::remove_pins_of_gone() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!("removed the pins of {count} interfaces that are gone"),
+        Err(error) => tracing::warn!("looking for pins of interfaces that are gone: {error:#}"),
+    }
 }
 
 /// A dead daemon may have left a look-up table behind its backends' state.

@@ -101,11 +101,9 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
             Some(_) | None => {}
         }
     }
-    let all = neighbour::interfaces().await?;
-    let here: Vec<u32> = all.iter().map(|interface| interface.index).collect();
     let left = match interface {
         Some(name) => vec![neighbour::interface(name).await?],
-        None => all,
+        None => neighbour::interfaces().await?,
     };
     for Interface { index, name, .. } in left {
         if let Some(found) = found_on(index)? {
@@ -118,7 +116,7 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
         }
         Pins::of(index)?.keep(None);
     }
-    for _ in 0..datapath::remove_pins_of_others(&here)? {
+    for _ in 0..datapath::remove_pins_of_gone()? {
         done += "unpinned: the program of an interface that is not there any more\n";
     }
     if done.is_empty() {

@@ -8,6 +8,7 @@ mod host;
 mod map;
 mod maps;
 mod pins;
+mod sources;
 mod words;
 
 use std::mem::MaybeUninit;
@@ -23,16 +24,17 @@ pub use found::Found;
 pub use hook::{Attached, Hook, attach_fd, attached, detach_fd, replace_fd};
 pub use host::{cpus, jiffies_now, tick};
 pub use maps::Maps;
-pub use pins::{Pins, remove_pins_of_others};
+pub use pins::{Pins, remove_pins_of_gone};
 
 use crate::abi::{self, types};
-use crate::tables::{self, Tables, with_room};
+use crate::tables::{Tables, with_room};
 use host::raise_memlock_limit;
 use map::Map;
+use sources::Transition;
 use words::{explain_load, keep_libbpf_quiet, take_libbpf_words};
 
-/// The maps that flows live in.
-const FLOW_MAPS: [&str; 5] = ["flows", "groups", "ports", "fragments", "outcome_counters"];
+/// The maps that flows live in, beside their tables.
+const FLOW_MAPS: [&str; 3] = ["groups", "fragments", "outcome_counters"];
 /// How long the decision on a first fragment is kept for the others.
 const FRAGMENT_LIFE: Duration = Duration::from_secs(2);
 
@@ -53,18 +55,12 @@ pub struct Settings {
     pub offload_to: Option<u32>,
 }
 
-/// What goes on from one datapath to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    Flows,
-    Counts,
-}
-
 /// The program and its maps in the kernel; gone when dropped, unless attached.
 pub struct Datapath {
     skeleton: abi::XdpProxySkel<'static>,
     maps: Maps,
     settings: Settings,
+    transition: Transition,
 }
 
 /// What is read and written while it runs is in the maps.
@@ -82,19 +78,18 @@ impl Datapath {
     /// # Errors
     /// The kernel's reason: no privilege, no memory, or the verifier's word.
     pub fn load(tables: &Tables, settings: &Settings) -> Result<Datapath> {
-        Datapath::load_after(None, tables, settings, Keep::Flows)
+        Datapath::load_after(None, tables, settings)
     }
 
     /// The same with the flows of another datapath, whose indexes the tables keep
     /// (`Tables::followed_by`): both may run at once.
     ///
     /// # Errors
-    /// As above; or the flows do not fit, since there are other source addresses.
+    /// As above; or the maps are of another version.
     pub fn load_after(
         old: Option<&Maps>,
         tables: &Tables,
         settings: &Settings,
-        keep: Keep,
     ) -> Result<Datapath> {
         keep_libbpf_quiet();
         raise_memlock_limit();
@@ -116,6 +111,8 @@ impl Datapath {
         rodata.listener_mask = tables.listeners.entries.len() as u32 - 1;
         rodata.port_filter = tables.port_filter();
         rodata.first_port = tables.first_port();
+        rodata.several_sources = tables.has_several_sources().into();
+        rodata.relisted = tables.is_relisted().into();
         rodata.sources_v4 = tables.sources_of(false);
         rodata.sources_v6 = tables.sources_of(true);
         rodata.serves_ipv6 = tables.serves_ipv6.into();
@@ -131,7 +128,6 @@ impl Datapath {
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
         let layout = rodata.layout;
 
-        let sources = tables.source_ports.len();
         let backends = with_room(tables.backends.len() + 1) as u32;
         let services = tables.services.len() as u32;
         let maps = &mut open.maps;
@@ -150,10 +146,8 @@ impl Datapath {
             (&mut maps.earlier, backends),
             (&mut maps.vips, tables.vips.len() as u32),
             (&mut maps.maglevs, with_room(tables.maglevs()) as u32),
-            (&mut maps.flows, (sources * abi::PORTS) as u32),
-            (&mut maps.groups, (sources << abi::GROUP_BITS) as u32),
-            (&mut maps.flow_counters, tables.flow_counters() as u32),
-            (&mut maps.ports, sources as u32),
+            (&mut maps.flows, tables.flow_records(0) as u32),
+            (&mut maps.flow_counters, tables.flow_counters(0) as u32),
         ] {
             map.set_max_entries(entries)
                 .with_context(|| format!("sizing the map {:?}", map.name()))?;
@@ -163,57 +157,49 @@ impl Datapath {
             .context("sizing the map of notes")?;
         if let Some(old) = old {
             old.check_layout(layout)?;
-            hand_over(old, &mut open, tables, keep)?;
+            hand_over(old, &mut open, tables)?;
         }
         if let Some(interface) = settings.offload_to {
             open.progs.xdp_proxy.set_ifindex(interface);
             open.progs.xdp_proxy_sweep.set_autoload(false);
+            open.progs.xdp_proxy_regroup.set_autoload(false);
             for mut map in open.open_object_mut().maps_mut() {
                 map.set_map_ifindex(interface);
             }
         }
 
         take_libbpf_words();
-        let skeleton = open.load().map_err(|error| explain_load(&error))?;
+        let skeleton = open
+            .load()
+            .map_err(|error| explain_load(&error, tables.memory_bytes(cpus())))?;
         let maps = skeleton.object().maps().map(|map| Map::of(&map));
-        let datapath = Datapath {
+        let mut datapath = Datapath {
             maps: Maps::new(maps.collect::<Result<_>>()?),
             skeleton,
             settings: *settings,
+            transition: Transition::default(),
         };
         datapath.write_notes(&notes)?;
         if settings.offload_to.is_none() {
             datapath.bind(datapath.program().as_fd(), &["earlier", "notes"])?;
         }
-        if old.is_none() || keep == Keep::Counts {
-            datapath.fill_ports(tables).context("filling the ports")?;
-        }
         datapath
-            .fill(tables, old, keep)
-            .context("filling the maps")?;
+            .place_sources(tables, old)
+            .context("filling the ports")?;
+        datapath.fill(tables, old).context("filling the maps")?;
         Ok(datapath)
     }
 
-    fn fill_ports(&self, tables: &Tables) -> Result<()> {
-        for source in 0..tables.source_ports.len() {
-            let seed = self.settings.hash_seed.wrapping_add(source as u64);
-            let mut ports = types::ports::default();
-            for (number, group) in tables::groups(&tables.source_ports[source], seed) {
-                let index = source << abi::GROUP_BITS | usize::from(number);
-                self.named("groups")?.put(index as u32, &group)?;
-                ports.group[ports.groups as usize] = number;
-                ports.groups += 1;
-            }
-            self.named("ports")?.put(source as u32, &ports)?;
-        }
-        Ok(())
-    }
-
-    fn fill(&self, tables: &Tables, old: Option<&Maps>, keep: Keep) -> Result<()> {
-        for (name, addresses) in [("vips", &tables.vips), ("sources", &tables.sources)] {
-            for (address, index) in addresses.iter().zip(0..) {
+    fn fill(&self, tables: &Tables, old: Option<&Maps>) -> Result<()> {
+        let vips = tables.vips.iter().copied();
+        let sources = tables.sources.iter().map(|source| source.address);
+        for (name, addresses) in [
+            ("vips", Vec::from_iter(vips)),
+            ("sources", Vec::from_iter(sources)),
+        ] {
+            for (address, index) in addresses.into_iter().zip(0..) {
                 let entry = types::ip_address {
-                    address: abi::address_words(*address),
+                    address: abi::address_words(address),
                 };
                 self.named(name)?.put(index, &entry)?;
             }
@@ -233,7 +219,7 @@ impl Datapath {
                 self.clear_counters(*index)?;
             }
         }
-        if let Some(old) = old.filter(|_| tables.counts_loads && keep == Keep::Flows)
+        if let Some(old) = old.filter(|_| tables.counts_loads)
             && !(old.notes()?.counts_loads && shared("loads").is_some())
         {
             self.fill_loads(old)?;
@@ -285,21 +271,14 @@ impl Datapath {
     /// A datapath with other tables, to which this one's flows belong as well.
     ///
     /// # Errors
-    /// As of [`Datapath::load`]; or there are other source addresses.
-    pub fn successor(&self, tables: &Tables, handles_vlan: bool) -> Result<Datapath> {
+    /// As of [`Datapath::load`].
+    pub fn successor(&mut self, tables: &Tables, handles_vlan: bool) -> Result<Datapath> {
+        self.end_transition()?;
         let settings = Settings {
             handles_vlan,
             ..self.settings
         };
-        Datapath::load_after(Some(&self.maps), tables, &settings, Keep::Flows)
-    }
-
-    /// The same without the flows, so that there may be other source addresses.
-    ///
-    /// # Errors
-    /// As of [`Datapath::load`].
-    pub fn begun_anew(&self, tables: &Tables) -> Result<Datapath> {
-        Datapath::load_after(Some(&self.maps), tables, &self.settings, Keep::Counts)
+        Datapath::load_after(Some(&self.maps), tables, &settings)
     }
 
     /// What detaches the program: opening it by its id would take CAP_SYS_ADMIN.
@@ -315,7 +294,8 @@ impl Datapath {
 
     /// Ends the flows of every source address whose time is over.
     pub fn sweep(&mut self) -> Result<()> {
-        for source in 0..self.sources()? {
+        self.regroup()?;
+        for source in self.sources_to_sweep() {
             if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
                 bss.sweep_source = source as u32;
             }
@@ -328,11 +308,11 @@ impl Datapath {
             let program = &self.skeleton.progs.xdp_proxy_sweep;
             match program.test_run(input) {
                 // By a signal: the next sweep goes on where this one stopped.
-                Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => break,
+                Err(error) if error.kind() == libbpf_rs::ErrorKind::Interrupted => return Ok(()),
                 swept => swept.context("sweeping the flow table")?,
             };
         }
-        Ok(())
+        self.has_swept()
     }
 
     /// The program that packets meet.
@@ -343,34 +323,17 @@ impl Datapath {
 
 /// Lets the maps that flows live in be the old ones, and those with counters and
 /// look-up tables where they have room.
-fn hand_over(
-    old: &Maps,
-    open: &mut abi::OpenXdpProxySkel<'_>,
-    tables: &Tables,
-    keep: Keep,
-) -> Result<()> {
-    if keep == Keep::Counts {
-        let outcomes = &mut open.maps.outcome_counters;
-        let old = old.named("outcome_counters")?;
-        return outcomes
-            .reuse_fd(old.as_fd())
-            .context("handing over the counters");
-    }
-    ensure!(
-        tables.source_ports.len() == old.sources()?,
-        "flows come from {} source addresses now and would from {}, which can't be changed \
-         while it runs: `xdp-proxy stop` first",
-        old.sources()?,
-        tables.source_ports.len()
-    );
+fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) -> Result<()> {
     let backends = tables.backends.len() + 1;
     let wanted = [
         ("backend_counters", backends),
         ("earlier", backends),
         ("loads", backends),
         ("maglevs", tables.maglevs()),
-        ("flow_counters", tables.flow_counters()),
+        ("flows", tables.flow_records(0)),
+        ("flow_counters", tables.flow_counters(0)),
     ];
+    let starts_anew = tables.sources.first().is_some_and(|source| source.fresh);
     let wanted: Vec<_> = FLOW_MAPS
         .map(|name| (name, 0))
         .into_iter()
@@ -389,8 +352,10 @@ fn hand_over(
             map.value_size()
         );
         // Flows that began uncounted must not be given the counts of others.
-        let fits = old.max_entries as usize >= *entries
-            && (name != "flow_counters" || old.max_entries as usize == *entries);
+        let fits = match &*name {
+            "flows" | "flow_counters" => !starts_anew && old.max_entries as usize == *entries,
+            _ => old.max_entries as usize >= *entries,
+        };
         if fits {
             map.reuse_fd(old.as_fd())
                 .with_context(|| format!("handing over the map {name:?}"))?;

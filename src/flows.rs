@@ -192,7 +192,10 @@ fn flow(
         return None;
     }
     let vip = *tables.vips.get(usize::from(record.vip).checked_sub(1)?)?;
-    let source = *tables.sources.get((slot >> abi::PORT_BITS) as usize)?;
+    let source = tables
+        .sources
+        .get((slot >> abi::PORT_BITS) as usize)?
+        .address;
     let (client, client_port, service_port) = abi::ends_of(record, vip);
     let backend_port = match backend.backend.address.port() {
         0 => service_port,

@@ -126,7 +126,7 @@ impl BackendStatus {
         let condition = &backend.condition;
         let draining_for = now_s.saturating_sub(condition.draining_since_s);
         let configured = tables.services[backend.service].sources();
-        let sources = configured.filter_map(|source| tables.sources.get(source).copied());
+        let sources = configured.filter_map(|source| Some(tables.sources.get(source)?.address));
         let mut sources: Vec<IpAddr> = sources.collect();
         if sources.is_empty() {
             sources.extend(backend.path.source);

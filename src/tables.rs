@@ -9,21 +9,22 @@ mod notes;
 mod parts;
 mod records;
 mod size;
+mod sources;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::abi;
-use crate::service::{Config, Listen, PortRanges, Protocol, SOURCES_MAX, Scheduler, Service};
+use crate::service::{Config, Listen, Protocol, Scheduler, Service};
 pub use condition::Condition;
-pub use groups::groups;
+pub use groups::{Change, changes, groups, leads_to};
 pub use listeners::Listeners;
 pub use notes::Notes;
-pub use parts::{BackendTable, Path, ServiceTable, Tenure};
+pub use parts::{BackendTable, Path, ServiceTable, SourceTable, Tenure};
 pub use size::with_room;
 
 /// The contents of the maps. What an index stands for stays so while flows may
@@ -31,7 +32,7 @@ pub use size::with_room;
 #[derive(Default)]
 pub struct Tables {
     pub vips: Vec<IpAddr>,
-    pub sources: Vec<IpAddr>,
+    pub sources: Vec<SourceTable>,
     pub addresses: Vec<abi::address>,
     pub listeners: Listeners,
     pub services: Vec<ServiceTable>,
@@ -44,9 +45,8 @@ pub struct Tables {
     pub counts_loads: bool,
     /// Packets and bytes are counted for each flow.
     pub counts_in_flows: bool,
-    /// The source ports of each of `sources`; the first entry is there even
-    /// where no source is known yet.
-    pub source_ports: Vec<PortRanges>,
+    /// The sources that have left with this change, whose flows end.
+    pub given_up: Vec<usize>,
     /// The backends whose indexes stood for others before.
     pub recycled: Vec<usize>,
 }
@@ -70,7 +70,7 @@ impl Tables {
     /// that it had. `has_flows` tells of a backend's index whether flows have it.
     ///
     /// # Errors
-    /// As above, and other ports of a source address than it had.
+    /// As above, and other ports of a source address than its flows have.
     pub fn followed_by(
         &self,
         config: &Config,
@@ -80,8 +80,6 @@ impl Tables {
     ) -> Result<Tables> {
         let mut tables = Tables {
             vips: self.vips.clone(),
-            sources: self.sources.clone(),
-            source_ports: self.source_ports.clone(),
             serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
             serves_udp: config
                 .services
@@ -127,15 +125,10 @@ impl Tables {
             };
             tables.put_service(index, number, service);
             tables.put_backends(index, service, &path_of, &known, &mut vacant_backends);
-            tables.put_sources(index, service, &mut users)?;
+            tables.put_sources(self, index, service, &mut users)?;
         }
         tables.vacate(has_flows);
         tables.place_services(self, config, tick);
-        if tables.source_ports.is_empty() {
-            tables
-                .source_ports
-                .push(config.services[0].source_ports.clone());
-        }
         tables.listeners = tables.listen()?;
         tables.addresses = tables.place_addresses()?;
         Ok(tables)
@@ -151,6 +144,11 @@ impl Tables {
         self.backends = old.backends.clone();
         for backend in &mut self.backends {
             backend.tenure = leaving(backend.tenure);
+        }
+        self.sources = old.sources.clone();
+        for source in &mut self.sources {
+            source.tenure = leaving(source.tenure);
+            source.fresh = false;
         }
         self.services = old.services.clone();
         for service in &mut self.services {
@@ -269,7 +267,7 @@ impl Tables {
             let position = |all: &[IpAddr], address| all.iter().position(|known| known == address);
             let sources = service.source.iter();
             let sources: Vec<usize> = sources
-                .filter_map(|source| position(&self.sources, source))
+                .filter_map(|source| self.source_index(*source))
                 .collect();
             let vip = position(&self.vips, &service.listen.vip).unwrap_or_default();
             let fresh = kept.is_none();
@@ -277,61 +275,6 @@ impl Tables {
             table.fresh = fresh;
             table.entry = abi::service_entry(service, vip, place as usize, &sources, tick);
         }
-    }
-
-    /// The addresses that the service's flows come from.
-    fn put_sources<'a>(
-        &mut self,
-        service_index: usize,
-        service: &'a Service,
-        users: &mut HashMap<IpAddr, &'a Service>,
-    ) -> Result<()> {
-        let backends = self.services[service_index].backends.iter();
-        let reached_from = backends.filter_map(|index| self.backends[index - 1].path.source);
-        let addresses: Vec<IpAddr> = service.source.iter().copied().chain(reached_from).collect();
-        for address in addresses {
-            let ports = &service.source_ports;
-            let user = *users.entry(address).or_insert(service);
-            ensure!(
-                user.source_ports == *ports,
-                "the services {:?} and {:?} both send from {address}: give them the same \
-                 `source_ports`",
-                user.name,
-                service.name
-            );
-            match self.sources.iter().position(|known| *known == address) {
-                Some(place) => ensure!(
-                    self.source_ports[place] == *ports,
-                    "flows from {address} have the source ports {}, which service {:?} can't \
-                     change to {ports} while it runs: start again",
-                    self.source_ports[place],
-                    service.name
-                ),
-                None => {
-                    self.sources.push(address);
-                    self.source_ports.truncate(self.sources.len() - 1);
-                    self.source_ports.push(ports.clone());
-                }
-            }
-        }
-        ensure!(
-            self.sources.len() <= SOURCES_MAX,
-            "{} source addresses are needed, {SOURCES_MAX} are the most: set `source` in the services",
-            self.sources.len()
-        );
-        Ok(())
-    }
-
-    /// The indexes of the source addresses of one family.
-    pub fn sources_of(&self, is_ipv6: bool) -> abi::source_list {
-        let numbered = (0..).zip(&self.sources);
-        let of_family = numbered.filter(|(_, source)| source.is_ipv6() == is_ipv6);
-        let mut list = abi::source_list::default();
-        for (index, _) in of_family {
-            list.source[list.count as usize] = index;
-            list.count += 1;
-        }
-        list
     }
 
     /// A bit for each port, modulo 512, that some service has, or had when flows of
@@ -345,15 +288,6 @@ impl Tables {
             }
         }
         filter
-    }
-
-    /// The lowest port that flows to backends come from.
-    pub fn first_port(&self) -> u16 {
-        let lowest = self
-            .source_ports
-            .iter()
-            .flat_map(|ports| ports.iter().next());
-        lowest.min().unwrap_or_default()
     }
 }
 

@@ -46,10 +46,11 @@
  * of this file, a map or a hash over them changes. Maps of another layout are
  * never taken over.
  */
-#define LAYOUT 2
+#define LAYOUT 3
 
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
+#define LISTS 32    /* of groups: of each source address, now and earlier */
 #define PORTS 65536 /* slots of one source address */
 #define PORT_BITS 16
 #define GROUP_SLOTS 20 /* with what is known of them, one cache line */
@@ -194,10 +195,14 @@ struct ip_address {
 	__be32 address[4]; /* IPv4: the first alone */
 };
 
-/* Source addresses, by their indexes into sources. */
+/*
+ * Where a client's flow may be, by indexes into ports: first the source addresses that
+ * flows may begin from, in turns, then what has none but old ones.
+ */
 struct source_list {
 	__u32 count;
-	__u8 source[SOURCES];
+	__u32 turns; /* of the first so many */
+	__u8 list[LISTS];
 };
 
 /*
@@ -272,7 +277,11 @@ _Static_assert(sizeof(struct group) == 64, "a group is one cache line");
 
 #define SPILLED 0x80 /* in reach: also to another source address */
 
-/* The groups of one source address that have ports of ours: the first so many. */
+/*
+ * The groups of one source address that have ports of ours: the first so many. From
+ * SOURCES on are those that it had before its ports were changed: there the flows of
+ * then are found.
+ */
 struct ports {
 	__u32 groups;
 	__u16 group[GROUPS + 1]; /* the last is padding */

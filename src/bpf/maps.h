@@ -30,6 +30,10 @@ const volatile __u8 serves_udp = 0;
 const volatile __u8 counts_loads = 0; /* for least-connections */
 const volatile __u8 serves_port_ranges = 0;
 const volatile __u8 counts_in_flows = 0;
+/* Some source address but the first one has flows. */
+const volatile __u8 several_sources = 0;
+/* Some source address had other ports before. */
+const volatile __u8 relisted = 0;
 /* The source addresses of each family, in which a client's flow may be. */
 const volatile struct source_list sources_v4 = {};
 const volatile struct source_list sources_v6 = {};
@@ -62,6 +66,18 @@ __u32 interface_mtu_bytes;
 /* The source address whose table the sweep program works on, and how far it is. */
 __u32 sweep_source;
 __u32 sweep_hand;
+/*
+ * The source addresses were others until now: a flow may be in any, though its home
+ * does not say so. The sweep tells the homes.
+ */
+__u32 carries;
+/* A bit for each source address whose flows the sweep ends. */
+__u32 given_up;
+/* The group that gets other slots: a bit for each, and the share that follows. */
+__u32 regrouped;
+__u32 gained;
+__u32 lost;
+__u32 new_share;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -135,19 +151,33 @@ struct {
 	__type(value, struct maglev);
 } maglevs SEC(".maps");
 
-struct {
+/*
+ * The flows of one source address, by their ports. Each has a table of its own, so
+ * that source addresses come and go while the others' flows stay where they are.
+ */
+struct flow_table {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries,
-	       PORTS); /* set at load: times the source addresses */
+	__uint(max_entries, PORTS);	   /* set at load: 1 if it has none */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment too */
 	__type(key, __u32);
 	__type(value, struct flow);
-} flows SEC(".maps");
+};
 
+/* The first source address's: where it is the only one, all that is looked at. */
+struct flow_table flows SEC(".maps");
+
+/* All of them, where there are several. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, SOURCES);
+	__type(key, __u32);
+	__array(values, struct flow_table);
+} flow_tables SEC(".maps");
+
+/* Of all source addresses that there can be: a map in a map has no locks before 6.2. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries,
-	       1 << GROUP_BITS); /* set at load: times the source addresses */
+	__uint(max_entries, SOURCES << GROUP_BITS);
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
 	__type(value, struct group);
@@ -155,18 +185,28 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1); /* set at load: the source addresses */
+	__uint(max_entries, LISTS);
 	__type(key, __u32);
 	__type(value, struct ports);
 } ports SEC(".maps");
 
-struct {
+/* What flows have had, in tables as those of the flows. */
+struct counter_table {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);		   /* set at load: as flows, or 1 */
+	__uint(max_entries, PORTS);	   /* set at load: 1 if nobody asks */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
 	__type(key, __u32);
 	__type(value, struct flow_counters);
-} flow_counters SEC(".maps");
+};
+
+struct counter_table flow_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, SOURCES);
+	__type(key, __u32);
+	__array(values, struct counter_table);
+} counter_tables SEC(".maps");
 
 /* Bounded: whoever was not asked for longest makes room. */
 struct {

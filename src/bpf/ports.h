@@ -168,24 +168,13 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout || ends_flows(backend_of(flow)))
+	if (age(flow) > timeout || ends_flows(backend_of(flow)) ||
+	    given_up >> (slot >> PORT_BITS) & 1)
 		retire_flow(flow, slot, hash, false);
 	return 0;
 }
 
-/* Looks at the next slots of a source address for flows whose time is over. */
-__noinline int sweep(void)
-{
-	__u32 hand = sweep_hand;
-
-	sweep_hand = hand + SWEEP_ROUND;
-	for (__u32 i = 0; i < SWEEP_ROUND; i++)
-		expire_flow(sweep_source << PORT_BITS | (hand + i) % PORTS,
-			    false);
-	return 0;
-}
-
-/* The same in the slots of one group, for which there is a need. */
+/* Looks at the flows of one group, as there is a need of slots. */
 __noinline int expire_group(__u32 index)
 {
 	for (__u32 i = 0; i < GROUP_SLOTS; i++)

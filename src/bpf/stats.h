@@ -44,8 +44,15 @@ static __always_inline void count_flow_ended(__u32 backend)
 /* What a flow has had, from its begin on; NULL: nobody asks. */
 static __always_inline struct flow_counters *counters_in_flow(__u32 slot)
 {
-	return counts_in_flows ? bpf_map_lookup_elem(&flow_counters, &slot) :
-				 NULL;
+	__u32 source = slot >> PORT_BITS, port = slot % PORTS;
+	void *table;
+
+	if (!counts_in_flows)
+		return NULL;
+	if (!several_sources)
+		return bpf_map_lookup_elem(&flow_counters, &slot);
+	table = bpf_map_lookup_elem(&counter_tables, &source);
+	return table ? bpf_map_lookup_elem(table, &port) : NULL;
 }
 
 static __always_inline void begin_counting(__u32 slot)

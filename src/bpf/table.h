@@ -51,7 +51,13 @@ static __always_inline bool is_still_of(const struct flow *flow, __u32 hash)
 
 static __always_inline struct flow *flow_at(__u32 slot)
 {
-	return bpf_map_lookup_elem(&flows, &slot);
+	__u32 source = slot >> PORT_BITS, port = slot % PORTS;
+	void *table;
+
+	if (!several_sources)
+		return bpf_map_lookup_elem(&flows, &slot);
+	table = bpf_map_lookup_elem(&flow_tables, &source);
+	return table ? bpf_map_lookup_elem(table, &port) : NULL;
 }
 
 /* Of the client's tuple; the seed keeps its groups unknown to clients. */
@@ -96,25 +102,35 @@ static __always_inline __u32 source_turn(__u32 hash, __u32 count)
 }
 
 /*
- * Of the source addresses that the packet's flow may have, the nth from the one
- * that its hash names.
+ * Of the lists of groups where a flow of this family may be, the nth from the one that
+ * its hash names. The first are those of source addresses, and have their indexes.
  */
-static __always_inline __u32 nth_source(const struct packet *packet, __u32 nth)
+static __always_inline __u32 nth_list(__u8 family, __u32 hash, __u32 nth)
 {
-	const volatile struct source_list *list =
-		is_ipv6(packet) ? &sources_v6 : &sources_v4;
-	__u32 count = list->count;
+	const volatile struct source_list *all =
+		family == AF_INET6 ? &sources_v6 : &sources_v4;
+	__u32 turns = all->turns;
 
 	/* A constant: what is for several is cut out. */
-	if (count <= 1)
-		return list->source[0];
-	nth += source_turn(packet->hash, count);
-	return list->source[(nth < count ? nth : nth - count) % SOURCES];
+	if (all->count <= 1)
+		return all->list[0];
+	if (nth < turns) {
+		nth += source_turn(hash, turns);
+		nth = nth < turns ? nth : nth - turns;
+	}
+	return all->list[nth % LISTS];
 }
 
-static __always_inline __u32 source_count(const struct packet *packet)
+static __always_inline __u32 list_count(const struct packet *packet)
 {
 	return is_ipv6(packet) ? sources_v6.count : sources_v4.count;
+}
+
+/* Flows may be in any list, whatever their homes say. */
+static __always_inline bool carries_flows(void)
+{
+	return (sources_v4.count > 1 || sources_v6.count > 1) &&
+	       *(volatile __u32 *)&carries;
 }
 
 static __always_inline struct group *group_at(__u32 index)
@@ -138,9 +154,9 @@ static __always_inline __u32 first_slot(__u32 group)
  * home. The golden ratio spreads the steps over all groups, however few there
  * are (Knuth, The Art of Computer Programming 3, section 6.4).
  */
-static __always_inline __u32 group_after(__u32 source, __u32 hash, __u32 steps)
+static __always_inline __u32 group_after(__u32 list, __u32 hash, __u32 steps)
 {
-	const struct ports *ours = bpf_map_lookup_elem(&ports, &source);
+	const struct ports *ours = bpf_map_lookup_elem(&ports, &list);
 	__u32 nth;
 
 	if (!ours)
@@ -148,7 +164,8 @@ static __always_inline __u32 group_after(__u32 source, __u32 hash, __u32 steps)
 	nth = scale(hash + steps * 0x9e3779b9, ours->groups);
 	/* As in backend_in: clang would drop the check. */
 	barrier_var(nth);
-	return source << GROUP_BITS | (nth < GROUPS ? ours->group[nth] : 0);
+	return list % SOURCES << GROUP_BITS |
+	       (nth < GROUPS ? ours->group[nth] : 0);
 }
 
 static __always_inline __u16 tag_of(__u32 hash)
@@ -192,7 +209,7 @@ static __always_inline __u32 slot_of(__u64 found, __u32 index)
 }
 
 /* Whether the packet's flow is in the group so many steps from home; sets slot. */
-__noinline int is_after(__u32 kind, __u32 source, __u32 steps)
+__noinline int is_after(__u32 kind, __u32 list, __u32 steps)
 {
 	struct packet *packet = packet_of(kind);
 	const struct group *group;
@@ -201,7 +218,7 @@ __noinline int is_after(__u32 kind, __u32 source, __u32 steps)
 
 	if (!packet)
 		return false;
-	index = group_after(source, packet->hash, steps);
+	index = group_after(list, packet->hash, steps);
 	group = group_at(index);
 	if (!group)
 		return false;
@@ -218,8 +235,8 @@ __noinline int is_after(__u32 kind, __u32 source, __u32 steps)
 	return false;
 }
 
-/* Searches so many steps from its home in a source address, and further on. */
-__noinline int is_in_source(__u32 kind, __u32 source, __u32 steps)
+/* Searches so many steps from its home in a list, and further on. */
+__noinline int is_in_list(__u32 kind, __u32 list, __u32 steps)
 {
 	const struct packet *packet = packet_of(kind);
 	const struct group *home;
@@ -227,12 +244,12 @@ __noinline int is_in_source(__u32 kind, __u32 source, __u32 steps)
 
 	if (!packet)
 		return false;
-	home = group_at(group_after(source, packet->hash, 0));
+	home = group_at(group_after(list, packet->hash, 0));
 	if (!home)
 		return false;
 	reach = home->reach & ~SPILLED;
 	for (; steps < STEPS && steps <= reach; steps++)
-		if (is_after(kind, source, steps))
+		if (is_after(kind, list, steps))
 			return true;
 	return false;
 }
@@ -248,12 +265,13 @@ __noinline int is_elsewhere(__u32 kind)
 	home = group_at(packet->home);
 	if (!home)
 		return false;
-	if (is_in_source(kind, nth_source(packet, 0), 1))
+	if (is_in_list(kind, nth_list(packet->family, packet->hash, 0), 1))
 		return true;
-	if (!(home->reach & SPILLED))
+	if (!(home->reach & SPILLED) && !carries_flows())
 		return false;
-	for (__u32 nth = 1; nth < SOURCES && nth < source_count(packet); nth++)
-		if (is_in_source(kind, nth_source(packet, nth), 0))
+	for (__u32 nth = 1; nth < LISTS && nth < list_count(packet); nth++)
+		if (is_in_list(kind,
+			       nth_list(packet->family, packet->hash, nth), 0))
 			return true;
 	return false;
 }
@@ -262,7 +280,7 @@ __noinline int is_elsewhere(__u32 kind)
 static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 							enum packet_kind kind)
 {
-	__u32 source = nth_source(packet, 0);
+	__u32 source = nth_list(packet->family, packet->hash, 0);
 	__u32 index = group_after(source, packet->hash, 0);
 	const struct group *home = group_at(index);
 	struct flow *flow;
@@ -282,7 +300,7 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 		if (found & (found - 1) && is_after(kind, source, 0))
 			return flow_at(packet->slot);
 	}
-	if (!*(const volatile __u8 *)&home->reach)
+	if (!*(const volatile __u8 *)&home->reach && !carries_flows())
 		return NULL;
 	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;
 }

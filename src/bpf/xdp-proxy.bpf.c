@@ -5,6 +5,7 @@
  * known to be of a flow or for a service, nothing of it is changed.
  */
 #include "answer.h"
+#include "sweep.h"
 
 static __always_inline enum outcome
 from_backend(struct xdp_md *ctx, struct packet *packet, struct flow *flow)
@@ -90,6 +91,13 @@ int xdp_proxy_sweep(struct xdp_md *ctx)
 {
 	sweep();
 	return XDP_PASS;
+}
+
+/* The same, where the ports of a source address become others. */
+SEC("xdp")
+int xdp_proxy_regroup(struct xdp_md *ctx)
+{
+	return regroup();
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use super::{Request, Response, Silent, connect, parse_response, send_request};
 
 /// Descriptors of one message, at most.
-const DESCRIPTORS_MAX: usize = 64;
+const DESCRIPTORS_MAX: usize = 128;
 /// The answer is a few words.
 const RESPONSE_BYTES_MAX: usize = 4096;
 

@@ -7,6 +7,7 @@ mod presence;
 mod reload;
 mod report;
 mod routes;
+mod sources;
 mod start;
 mod update;
 

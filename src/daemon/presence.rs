@@ -3,14 +3,11 @@
 //! the interface was made anew, and waits while it can't. The maps, and with them the
 //! flows, are there all the time.
 
-use std::net::IpAddr;
-
 use anyhow::Result;
 
-use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
+use super::routes::{addresses_with_flows, backend_addresses, vips};
 use super::{Daemon, SETTLE_DEADLINE};
-use crate::attach::Look;
-use crate::datapath;
+use crate::attach::{self, Look};
 use crate::neighbour::{self, Neighbours};
 use crate::vlan::Trunk;
 
@@ -48,6 +45,7 @@ impl Daemon {
     /// The interface is not there any more.
     pub(super) fn leave(&mut self, why: &str) {
         self.absent = true;
+        attach::tidy_pins();
         self.complain(format!(
             "{} is gone ({why}): waiting for it, and nothing is balanced meanwhile; flows are kept",
             self.interface.name
@@ -85,50 +83,6 @@ impl Daemon {
             interface.name,
             self.program_id
         );
-        self.apply(|_| ())
-    }
-
-    /// Where the host has no source address of the flows any more, and the routes name
-    /// another, no backend's answer arrives: then flows begin anew from that.
-    pub(super) async fn move_sources(&mut self) -> Result<()> {
-        if self.absent || !self.sources_moved() {
-            self.stranded = false;
-            return Ok(());
-        }
-        let before = self.kept_sources.clone();
-        self.look_at_sources().await?;
-        if self.kept_sources != before {
-            self.apply(|_| ())?;
-        }
-        if !self.kept_sources.is_empty() {
-            self.stranded = false;
-            return Ok(());
-        }
-        // Addresses that go and come back are none of it.
-        if !std::mem::replace(&mut self.stranded, true) {
-            return Ok(());
-        }
-        let path_of = |address| path_of(reach_of(&self.neighbours, &self.trunk, address));
-        let old = self.tables.without_sources();
-        let mut tables = old.followed_by(&self.config, datapath::tick()?, path_of, |_| false)?;
-        tables.set_held(&self.neighbours.held());
-        let mut datapath = self.datapath.begun_anew(&tables)?;
-        datapath.write_interface(self.interface.mac, self.interface.mtu)?;
-        self.attachment.replace(&datapath)?;
-        datapath.count_on(&self.datapath, &tables.recycled)?;
-        let listed = |sources: &[IpAddr]| {
-            let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
-            sources.join(", ")
-        };
-        tracing::warn!(
-            "{}: the host has {} no more, so that no answer to their flows arrives: these end, and \
-             new ones come from {}",
-            self.interface.name,
-            listed(&self.tables.sources),
-            listed(&tables.sources)
-        );
-        self.program_id = datapath.program_id()?;
-        (self.datapath, self.tables, self.stranded) = (datapath, tables, false);
         self.apply(|_| ())
     }
 

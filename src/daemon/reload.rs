@@ -10,6 +10,7 @@ use nix::libc::malloc_trim;
 use nix::unistd::{AccessFlags, access};
 
 use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
+use super::sources::leave_sources;
 use super::update::now_s;
 use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
 use crate::config::{self, HostPorts};
@@ -82,12 +83,15 @@ impl Daemon {
             checks.settle(CHECKS_DEADLINE)
         );
         let trunk = Trunk::look(&self.interface).await?;
+        let needs_earlier = |source| self.datapath.needs_earlier(source);
+        self.tables.forget_earlier(needs_earlier)?;
         let mut tables = self.tables.followed_by(
             &config,
             datapath::tick()?,
             |address| path_of(reach_of(&neighbours, &trunk, address)),
             has_flows,
         )?;
+        let ended = leave_sources(&mut tables, &self.tables, &self.datapath).await?;
         tables.set_held(&neighbours.held());
         tables.take_health(now_s()?, |target| checks.health(target));
         tables.drain(now_s()?);
@@ -98,7 +102,9 @@ impl Daemon {
         datapath.write_interface(interface.mac, interface.mtu)?;
         self.attachment.replace(&datapath)?;
         datapath.count_on(&self.datapath, &tables.recycled)?;
-        let change = difference(&self.config, &config);
+        datapath.sweep()?;
+        let change = [difference(&self.config, &config)].into_iter().chain(ended);
+        let change = change.collect::<Vec<_>>().join("; ");
         self.program_id = datapath.program_id()?;
         self.datapath = datapath;
         (self.config, self.tables) = (config, tables);

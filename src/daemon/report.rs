@@ -178,9 +178,9 @@ impl Daemon {
     pub(super) fn obstacle(&self, table: &BackendTable) -> Option<String> {
         match (self.reach(table), table.path.source) {
             (Some(Reach::Unresolved { why, .. }), _) => Some(why),
-            (_, Some(source)) if !self.tables.sources.contains(&source) => Some(format!(
-                "the address that reaches it is now {source}, which has no port table; start \
-                 again to give it one"
+            (_, Some(source)) if self.tables.source_index(source).is_none() => Some(format!(
+                "the address that reaches it is now {source}, which has no ports: a reload gives \
+                 it some"
             )),
             _ => None,
         }

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use super::routes::{
     addresses_with_flows, backend_addresses, choose_interface, held_vip, path_of, reach_of, vips,
 };
+use super::sources::leave_sources;
 use super::update::now_s;
 use super::{CHECKS_DEADLINE, Daemon, End, SETTLE_DEADLINE, Signals};
 use crate::attach;
@@ -77,6 +78,10 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         }
     };
     let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
+    let mut ended = Vec::new();
+    if let Some(found) = &found {
+        ended = leave_sources(&mut tables, &old, found.maps()?).await?;
+    }
     tables.set_held(&neighbours.held());
     tables.take_health(now_s()?, |target| checks.health(target));
     tables.drain(now_s()?);
@@ -110,6 +115,10 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         return Err(error);
     }
     daemon.attachment.settle();
+    attach::tidy_pins();
+    for line in ended {
+        tracing::warn!("{}: {line}", daemon.interface.name);
+    }
     drop(found);
     // Who waits for this goes now.
     drop(predecessor);
@@ -159,7 +168,8 @@ impl Place {
 /// otherwise.
 fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
     let maps = found.maps()?;
-    let tables = maps.tables()?;
+    let mut tables = maps.tables()?;
+    tables.forget_earlier(|source| maps.needs_earlier(source))?;
     let counters = maps.counters(tables.backends.len())?;
     let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
     tracing::info!(

@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::Daemon;
 use super::routes::path_of;
 use crate::manager;
-use crate::neighbour::{self, DisplayMac};
+use crate::neighbour::DisplayMac;
 use crate::service::Health;
 use crate::tables::{BackendTable, Condition, Path, Tables, Tenure};
 
@@ -90,7 +90,7 @@ impl Daemon {
         let Some(named) = path.source else {
             return path;
         };
-        if !self.tables.sources.contains(&named) {
+        if self.tables.source_index(named).is_none() {
             let fits = |kept: &&IpAddr| kept.is_ipv4() == named.is_ipv4();
             let before = table.path.source;
             let before = before.filter(|source| self.kept_sources.contains(source));
@@ -98,28 +98,6 @@ impl Daemon {
             path.source = before.or_else(other).or(path.source);
         }
         path
-    }
-
-    /// Looks which sources the host still has, where the routes name others.
-    pub(super) async fn look_at_sources(&mut self) -> Result<()> {
-        let mut kept = BTreeSet::new();
-        if self.sources_moved() {
-            for source in &self.tables.sources {
-                if neighbour::is_held(*source).await? {
-                    kept.insert(*source);
-                }
-            }
-        }
-        self.kept_sources = kept;
-        Ok(())
-    }
-
-    /// The routes name a source that has no ports.
-    pub(super) fn sources_moved(&self) -> bool {
-        let mut backends = self.tables.backends.iter();
-        let named = |table: &BackendTable| self.reach(table)?.source();
-        let moves = |source: IpAddr| !self.tables.sources.contains(&source);
-        backends.any(|table| table.source.is_none() && named(table).is_some_and(moves))
     }
 
     fn apply_interface(&mut self) -> Result<()> {
@@ -136,6 +114,7 @@ impl Daemon {
         }
         self.interface = interface;
         self.checks.note_link(self.interface.up);
+        self.checks.note_starved(&self.neighbours.starved());
         for place in self.tables.set_held(&self.neighbours.held()) {
             self.datapath.write_address(&self.tables, place)?;
         }

@@ -50,6 +50,28 @@ impl Map {
         Map::new(fd.with_context(|| format!("holding the map {:?}", map.name()))?)
     }
 
+    /// An array of tables' entries, which begins at a page.
+    pub fn create(name: &str, value_bytes: usize, entries: usize) -> Result<Map> {
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+            map_flags: libbpf_sys::BPF_F_MMAPABLE,
+            ..Default::default()
+        };
+        let c_name = CString::new(name)?;
+        // SAFETY: the name ends with a NUL; the options carry their size.
+        let fd = unsafe {
+            libbpf_sys::bpf_map_create(
+                libbpf_sys::BPF_MAP_TYPE_ARRAY,
+                c_name.as_ptr(),
+                size_of::<u32>() as u32,
+                value_bytes as u32,
+                entries as u32,
+                &options,
+            )
+        };
+        Map::new(owned(fd).with_context(|| format!("making the map {name:?}"))?)
+    }
+
     pub fn from_id(id: u32) -> Result<Map> {
         // SAFETY: takes no pointers.
         let fd = unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) };
@@ -159,6 +181,18 @@ impl Map {
             )
         };
         self.check(error, "writing", index)
+    }
+
+    /// Of a map of maps.
+    pub fn remove(&self, index: u32) -> Result<()> {
+        // SAFETY: the key is a u32.
+        let error = unsafe {
+            libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), (&raw const index).cast())
+        };
+        match error {
+            error if error == -nix::libc::ENOENT => Ok(()),
+            error => self.check(error, "removing", index),
+        }
     }
 
     /// All CPUs' values become 0.

@@ -78,6 +78,14 @@ impl Maps {
             .with_context(|| format!("the program has no map {name:?}"))
     }
 
+    pub(super) fn add(&mut self, map: Map) {
+        self.all.push(map);
+    }
+
+    pub(super) fn forget(&mut self, name: &str) {
+        self.all.retain(|map| map.name() != name);
+    }
+
     pub(super) fn all(&self) -> &[Map] {
         &self.all
     }
@@ -90,11 +98,6 @@ impl Maps {
 
     fn entries(&self, name: &str) -> Result<usize> {
         Ok(self.named(name)?.max_entries as usize)
-    }
-
-    /// Source addresses that there is room for.
-    pub fn sources(&self) -> Result<usize> {
-        self.entries("ports")
     }
 
     /// Backends that there is room for.
@@ -196,20 +199,15 @@ impl Maps {
     }
 
     /// Goes on with the counts of the maps whose place these have taken, but for
-    /// backends whose indexes stood for others before. Flows that are not here have
-    /// ended.
+    /// backends whose indexes stood for others before.
     pub fn count_on(&self, old: &Maps, recycled: &[usize]) -> Result<()> {
         if self.share(old, "backend_counters") {
             return Ok(());
         }
-        let keeps_flows = self.share(old, "flows");
         let counters = old.counters(old.backends()?.min(self.backends()?))?;
-        for (mut counters, index) in counters.backends.into_iter().zip(1..) {
+        for (counters, index) in counters.backends.into_iter().zip(1..) {
             if recycled.contains(&index) {
                 continue;
-            }
-            if !keeps_flows {
-                counters.flows_ended = counters.flows_begun;
             }
             let counters = types::backend_counters::from(counters);
             self.named("earlier")?.put(index as u32, &counters)?;
@@ -217,10 +215,9 @@ impl Maps {
         Ok(())
     }
 
-    /// The record in a slot (source index and port).
+    /// The record of a source's port.
     pub fn flow(&self, source: usize, port: u16) -> Result<types::flow> {
-        let slot = (source as u32) << abi::PORT_BITS | u32::from(port);
-        self.named("flows")?.get(slot)
+        self.flow_table(source)?.get(port.into())
     }
 
     /// The ports of a source address that no flow has.
@@ -232,19 +229,6 @@ impl Maps {
             free.extend(slots.map(|slot| (first + slot) as u16));
         }
         Ok(free)
-    }
-
-    /// Hands on every record, and its counters where flows' packets are counted.
-    pub fn each_flow(
-        &self,
-        mut take: impl FnMut(u32, &types::flow, Option<&types::flow_counters>),
-    ) -> Result<()> {
-        let mut counters = Vec::new();
-        self.named("flow_counters")?
-            .each(|_, entry: &types::flow_counters| counters.push(*entry))?;
-        self.named("flows")?.each(|slot, flow| {
-            take(slot, flow, counters.get(slot as usize));
-        })
     }
 
     /// How many flows from a source address no client has confirmed yet, and how

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::Program;
+use nix::net::if_::if_nameindex;
 use nix::sys::statfs::{FsType, statfs};
 
 use super::Datapath;
@@ -109,20 +110,24 @@ impl Pins {
 
 /// Removes the pins of interfaces of this network namespace that are not there any
 /// more. Returns how many had some.
-pub fn remove_pins_of_others(interfaces: &[u32]) -> Result<usize> {
+///
+/// No other daemon's are touched: an interface is there before it has pins, and the kernel
+/// gives its number to no later one.
+pub fn remove_pins_of_gone() -> Result<usize> {
     let Some(place) = place() else { return Ok(0) };
     let prefix = format!("{}-", namespace()?);
-    let mut removed = 0;
-    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+    let folders = fs::read_dir(place).into_iter().flatten().flatten();
+    let folders = folders.filter_map(|entry| {
         let name = entry.file_name();
-        let index = name.to_str().and_then(|name| name.strip_prefix(&prefix));
-        let index = index.and_then(|index| index.parse().ok());
-        if index.is_some_and(|index| !interfaces.contains(&index)) {
-            removed += 1;
-            remove(&entry.path());
-        }
-    }
-    Ok(removed)
+        let index = name.to_str()?.strip_prefix(&prefix)?.parse::<u32>().ok()?;
+        Some((index, entry.path()))
+    });
+    // Before the interfaces are: what is made in between is not seen.
+    let folders: Vec<_> = folders.collect();
+    let here = if_nameindex().context("listing the interfaces")?;
+    let here: Vec<u32> = here.iter().map(|interface| interface.index()).collect();
+    let gone = folders.iter().filter(|(index, _)| !here.contains(index));
+    Ok(gone.map(|(_, folder)| remove(folder)).count())
 }
 
 fn pin_all(datapath: &Datapath, folder: &Path) -> Result<()> {

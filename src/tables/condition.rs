@@ -43,7 +43,7 @@ impl Tables {
         let source = table.path.source;
         table.path.alive
             && table.path.mac.is_some()
-            && source.is_some_and(|source| self.sources.contains(&source))
+            && source.is_some_and(|source| self.source_index(source).is_some())
             && !table.drains()
     }
 

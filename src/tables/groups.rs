@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The groups of slots that a source address's ports are in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::abi::{self, group};
 use crate::service::PortRanges;
@@ -30,6 +30,51 @@ pub fn groups(ports: &PortRanges, mut seed: u64) -> BTreeMap<u16, group> {
         group.share = (group.used.count_zeros() / UNCONFIRMED_SHARE).max(1) as u8;
     }
     groups
+}
+
+/// A group of slots that are ours, and that others of them become ours.
+pub struct Change {
+    pub number: u16,
+    /// A bit for each slot.
+    pub gained: u32,
+    pub lost: u32,
+    pub share: u8,
+}
+
+/// What changes of the groups where a source has other ports than before.
+pub fn changes(old: &PortRanges, new: &PortRanges) -> Vec<Change> {
+    let [old, new] = [old, new].map(|ports| groups(ports, 0));
+    let ours = |groups: &BTreeMap<u16, group>, number| {
+        let group = groups.get(&number);
+        group.map_or(0, |group| !group.used)
+    };
+    let numbers: BTreeSet<u16> = old.keys().chain(new.keys()).copied().collect();
+    let changes = numbers.into_iter().map(|number| {
+        let (was, is) = (ours(&old, number), ours(&new, number));
+        Change {
+            number,
+            gained: is & !was,
+            lost: was & !is,
+            share: new.get(&number).map_or(1, |group| group.share),
+        }
+    });
+    changes
+        .filter(|change| change.gained | change.lost != 0)
+        .collect()
+}
+
+/// Whether the program looks into the group of a port for a flow with this hash, whose
+/// home in a list of groups has this reach: `group_after` of src/bpf/table.h.
+pub fn leads_to(list: &[u16], hash: u32, reach: impl Fn(u16) -> u8, port: u32) -> bool {
+    let after = |steps: u32| {
+        let random = hash.wrapping_add(steps.wrapping_mul(0x9e37_79b9));
+        list[((u64::from(random) * list.len() as u64) >> 32) as usize]
+    };
+    if list.is_empty() {
+        return false;
+    }
+    let number = (port as usize / abi::GROUP_SLOTS) as u16;
+    (0..=u32::from(reach(after(0)))).any(|steps| after(steps) == number)
 }
 
 /// One step of the generator (Steele, Lea, Flood, OOPSLA 2014).

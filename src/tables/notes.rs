@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{BackendTable, Condition, Path, ServiceTable, Tables, Tenure};
+use super::{BackendTable, Condition, Path, ServiceTable, SourceTable, Tables, Tenure};
 use crate::abi;
-use crate::service::{Backend, Policy, PortRanges};
+use crate::service::{Backend, Policy};
 
 /// Kept in the map `notes` of a program.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -23,8 +23,7 @@ pub struct Notes {
     /// Backends' flows are counted in `loads`.
     pub counts_loads: bool,
     vips: Vec<IpAddr>,
-    sources: Vec<IpAddr>,
-    source_ports: Vec<PortRanges>,
+    pub(crate) sources: Vec<SourceTable>,
     pub(crate) services: Vec<ServiceNote>,
     /// The backends that are not configured any more, by their indexes.
     leaving: BTreeSet<usize>,
@@ -59,7 +58,6 @@ impl Tables {
             counts_loads: self.counts_loads,
             vips: self.vips.clone(),
             sources: self.sources.clone(),
-            source_ports: self.source_ports.clone(),
             services: services.collect(),
             leaving: of_tenure(Tenure::Leaving),
             vacant: of_tenure(Tenure::Vacant),
@@ -79,7 +77,6 @@ impl Tables {
         let mut tables = Tables {
             vips: notes.vips.clone(),
             sources: notes.sources.clone(),
-            source_ports: notes.source_ports.clone(),
             ..Tables::default()
         };
         for (note, entry) in notes.services.iter().zip(services) {
@@ -135,20 +132,6 @@ impl Tables {
         Ok(tables)
     }
 
-    /// The same without source addresses: to be followed by tables with others.
-    pub fn without_sources(&self) -> Tables {
-        let mut backends = self.backends.clone();
-        for backend in &mut backends {
-            backend.path.source = None;
-        }
-        Tables {
-            vips: self.vips.clone(),
-            services: self.services.clone(),
-            backends,
-            ..Tables::default()
-        }
-    }
-
     /// The services that are configured, in the order of the configuration.
     pub fn configured(&self) -> Vec<&ServiceTable> {
         let services = self.services.iter();
@@ -161,14 +144,14 @@ impl Tables {
 }
 
 /// Whether the next hop still answers is for others to say.
-fn recovered_path(entry: &abi::backend, sources: &[IpAddr]) -> Path {
+fn recovered_path(entry: &abi::backend, sources: &[SourceTable]) -> Path {
     if entry.reachable == 0 {
         return Path::default();
     }
     Path {
         mac: Some(entry.mac),
         tags: entry.tags,
-        source: sources.get(usize::from(entry.source)).copied(),
+        source: sources.get(usize::from(entry.source)).map(|s| s.address),
         alive: true,
     }
 }

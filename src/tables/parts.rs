@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Condition;
 use crate::abi;
-use crate::service::{Backend, Listen, Policy, Scheduler};
+use crate::service::{Backend, Listen, Policy, PortRanges, Scheduler};
 
 /// Whether an index stands for something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,19 @@ impl BackendTable {
             ..path
         }
     }
+}
+
+/// A source address as the datapath knows it, with a table of flows of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceTable {
+    pub address: IpAddr,
+    pub ports: PortRanges,
+    /// Those that it had before, which some flows were found by.
+    pub earlier: Option<PortRanges>,
+    pub tenure: Tenure,
+    /// Its table is not there yet.
+    #[serde(skip)]
+    pub fresh: bool,
 }
 
 /// How packets reach a backend, as far as it is known.

@@ -40,8 +40,8 @@ impl Tables {
         {
             roles.entry(*vip).or_default().0 = Some(index);
         }
-        for (index, source) in self.sources.iter().enumerate() {
-            roles.entry(*source).or_default().1 = Some(index);
+        for (index, source) in self.sources_in_use() {
+            roles.entry(source.address).or_default().1 = Some(index);
         }
         let entries: Vec<_> = roles
             .into_iter()
@@ -70,10 +70,8 @@ impl Tables {
     /// The record of backend `index` (from 1).
     pub fn backend_entry(&self, index: usize) -> abi::backend {
         let table = &self.backends[index - 1];
-        let source = self
-            .sources
-            .iter()
-            .position(|source| Some(*source) == table.path.source);
+        let source = table.path.source;
+        let source = source.and_then(|source| self.source_index(source));
         let path = table
             .path
             .mac

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! How large the maps are.
 
-use super::Tables;
+use super::{Tables, Tenure};
 use crate::abi;
-use crate::service::PortRanges;
+use crate::service::SOURCES_MAX;
 
 /// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
 const FRAGMENT_BYTES: usize = 128;
@@ -22,27 +22,38 @@ impl Tables {
 
     /// How many flows there can be at a time.
     pub fn capacity(&self) -> usize {
-        self.source_ports.iter().map(PortRanges::count).sum()
+        let sources = self.sources_in_use();
+        let configured = sources.filter(|(_, source)| source.tenure == Tenure::Configured);
+        configured.map(|(_, source)| source.ports.count()).sum()
     }
 
-    /// Flows whose packets are counted, each in the slot of its record; one at least,
-    /// as a map needs.
-    pub fn flow_counters(&self) -> usize {
-        match self.counts_in_flows {
-            true => self.source_ports.len() * abi::PORTS,
-            false => 1,
+    /// Entries of a source's table: a record for each port, or as few as a map needs.
+    pub fn flow_records(&self, source: usize) -> usize {
+        let has_flows = |index: usize| {
+            self.given_up.contains(&index) || self.sources_in_use().any(|(other, _)| other == index)
+        };
+        if has_flows(source) { abi::PORTS } else { 1 }
+    }
+
+    /// The same of what flows have had, where that is counted.
+    pub fn flow_counters(&self, source: usize) -> usize {
+        if self.counts_in_flows {
+            self.flow_records(source)
+        } else {
+            1
         }
     }
 
     /// Bytes of kernel memory that the maps take, with `cpus` per-CPU copies.
     pub fn memory_bytes(&self, cpus: usize) -> usize {
-        let sources = self.source_ports.len();
         let backends = self.backends.len() + 1;
-        let of_source = abi::PORTS * size_of::<abi::flow>()
-            + (size_of::<abi::group>() << abi::GROUP_BITS)
-            + size_of::<abi::ports>();
-        sources * of_source
-            + self.flow_counters() * size_of::<abi::flow_counters>()
+        let sources = (0..self.sources.len().max(1)).map(|source| {
+            self.flow_records(source) * size_of::<abi::flow>()
+                + self.flow_counters(source) * size_of::<abi::flow_counters>()
+        });
+        sources.sum::<usize>()
+            + SOURCES_MAX * (size_of::<abi::group>() << abi::GROUP_BITS)
+            + 2 * SOURCES_MAX * size_of::<abi::ports>()
             + self.services.len() * (size_of::<abi::service>() + cpus * size_of::<u64>())
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()

@@ -215,7 +215,7 @@ impl Rig {
     /// and the records say; and how many made room.
     pub fn unconfirmed(&self) -> (u32, u64) {
         let (counted, evicted) = self.datapath.unconfirmed(0).expect("the count");
-        let flows = self.tables.source_ports[0].iter().filter(|port| {
+        let flows = self.tables.sources[0].ports.iter().filter(|port| {
             let flow = self.datapath.flow(0, *port).expect("a record");
             let unconfirmed = flow_state::FLOW_UNCONFIRMED.0 as u8;
             flow.family != 0 && flow.retired == 0 && flow.state == unconfirmed

@@ -99,7 +99,7 @@ impl World {
             return Ok(refused(tuple.protocol, outcome));
         };
         let (index, port) = (self.slot(place) >> PORT_BITS, self.slot(place) as u16);
-        let source = self.rig.tables.sources[index];
+        let source = self.rig.tables.sources[index].address;
         let crowds = self.crowds(source);
         self.last_taken.insert((index, group_of(port)), port);
         ensure!(

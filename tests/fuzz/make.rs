@@ -41,7 +41,8 @@ fn known(world: &World, v6: bool) -> Vec<IpAddr> {
         ],
         true => ["fd00::77", "::1", "ff02::1", "::", "::ffff:10.0.0.5"],
     };
-    (tables.vips.iter().chain(&tables.sources).copied())
+    (tables.vips.iter().copied())
+        .chain(tables.sources.iter().map(|source| source.address))
         .chain(tables.backends.iter().map(|b| b.backend.address.ip()))
         .filter(|ip| ip.is_ipv6() == v6)
         .chain(others.map(|text| text.parse().expect("an address")))

@@ -60,7 +60,8 @@ impl<T> Drop for Shared<T> {
 type Entry = (u32, Vec<u8>);
 
 pub struct Maps {
-    flows: Shared<types::flow>,
+    /// A table for each source address.
+    flows: Vec<Shared<types::flow>>,
     bss: Shared<types::bss>,
     fragments: MapHandle,
     maglevs: MapHandle,
@@ -98,7 +99,10 @@ impl Maps {
             let of_ports = |index: &u32| {
                 let group = *index as usize % (1 << abi::GROUP_BITS);
                 let ports = group * abi::GROUP_SLOTS..(group + 1) * abi::GROUP_SLOTS;
-                name != "groups" || PORTS.into_iter().any(|port| ports.contains(&port.into()))
+                let source = *index as usize >> abi::GROUP_BITS;
+                name != "groups"
+                    || source < sources
+                        && PORTS.into_iter().any(|port| ports.contains(&port.into()))
             };
             let indexes = (0..map.max_entries()).filter(of_ports);
             let entries: Vec<Entry> = indexes.map(|index| (index, entry(index))).collect();
@@ -106,7 +110,13 @@ impl Maps {
         });
         let maglevs = MapHandle::try_from(&kept[0].0).expect("the same map");
         Maps {
-            flows: Shared::new(&take("flows"), sources * abi::PORTS),
+            flows: (0..sources)
+                .map(|source| match source {
+                    0 => "flows".to_owned(),
+                    _ => format!("flows_{source}"),
+                })
+                .map(|name| Shared::new(&take(&name), abi::PORTS))
+                .collect(),
             bss: Shared::new(&take(".bss"), 1),
             fragments: take("fragments"),
             outcomes: take("outcome_counters"),
@@ -118,7 +128,7 @@ impl Maps {
     /// As they were when the program was loaded; `slots` are all that may have
     /// had a flow.
     pub fn reset(&self, slots: impl Iterator<Item = usize>) {
-        slots.for_each(|slot| self.flows.set(slot, types::flow::default()));
+        slots.for_each(|slot| self.set_flow(slot, types::flow::default()));
         for (map, entries) in &self.kept {
             for (index, value) in entries {
                 map.update(&index.to_ne_bytes(), value, MapFlags::ANY)
@@ -138,14 +148,18 @@ impl Maps {
     }
 
     pub fn flow(&self, slot: usize) -> types::flow {
-        self.flows.get(slot)
+        self.flows[slot >> abi::PORT_BITS].get(slot % abi::PORTS)
+    }
+
+    fn set_flow(&self, slot: usize, flow: types::flow) {
+        self.flows[slot >> abi::PORT_BITS].set(slot % abi::PORTS, flow);
     }
 
     /// Makes the flow in a slot older.
     pub fn age_flow(&self, slot: usize, ticks: u32) {
-        let mut flow = self.flows.get(slot);
+        let mut flow = self.flow(slot);
         flow.seen = flow.seen.wrapping_sub(ticks);
-        self.flows.set(slot, flow);
+        self.set_flow(slot, flow);
     }
 
     /// All before any is written: the order changes with that.

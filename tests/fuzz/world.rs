@@ -76,7 +76,7 @@ impl World {
         for entry in &mut tables.addresses {
             entry.answers_echo = (entry.vip != 0 && entry.source == 0).into();
         }
-        let sources = tables.source_ports.len();
+        let sources = tables.sources.len();
         let rig = Rig::with_tables(tables, settings);
         let program = rig.datapath.program_id().expect("the program's id");
         let maps = Maps::new(program, sources);
@@ -146,11 +146,11 @@ impl World {
     }
 
     pub fn source_index(&self, address: IpAddr) -> Option<usize> {
-        self.rig.tables.sources.iter().position(|s| *s == address)
+        self.rig.tables.source_index(address)
     }
 
     pub fn is_ours(&self, address: IpAddr) -> bool {
-        self.rig.tables.vips.contains(&address) || self.rig.tables.sources.contains(&address)
+        self.rig.tables.vips.contains(&address) || self.source_index(address).is_some()
     }
 
     /// A VIP that the host does not own.

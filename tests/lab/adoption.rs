@@ -16,13 +16,13 @@ use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal, 
 use crate::common::load::{Downloads, Kept, Load};
 
 /// Ends it without a word.
-fn kill_9(lb: Balancer<'_>) {
+pub fn kill_9(lb: Balancer<'_>) {
     lb.signal(Signal::SIGKILL);
     lb.wait();
 }
 
 /// What tells of a lost packet or a broken connection, of all ends.
-fn faults(lab: &Lab) -> u64 {
+pub fn faults(lab: &Lab) -> u64 {
     const NAMES: [&str; 3] = ["TcpExtTCPTimeouts", "TcpEstabResets", "TcpOutRsts"];
     let hosts = ["client", "http1", "http2"].iter();
     hosts

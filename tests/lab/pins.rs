@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Where a bpffs is mounted, the next daemon needs no CAP_SYS_ADMIN.
 
+use std::time::{Duration, Instant};
+
 use libbpf_rs::{MapHandle, MapType};
 use nix::sys::signal::Signal;
 
@@ -117,6 +119,49 @@ fn pins_of_what_is_not_attached_are_never_believed() {
     lab.at("lb", "ip link del eth0");
     assert_ne!(bpffs.entries(), "");
     assert!(bpffs.stop().starts_with("unpinned: "));
+    assert_eq!(bpffs.entries(), "");
+}
+
+#[test]
+fn pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next() {
+    let test = "pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next";
+    let Some(lab) = crate::lab(test) else { return };
+    let bpffs = Bpffs::mount(&lab);
+    let add = |name: &str, address: &str| {
+        lab.at(
+            "lb",
+            &format!("ip link add {name} type veth peer name {name}-end"),
+        );
+        lab.at("lb", &format!("ip addr add {address}/24 dev {name}"));
+        lab.at("lb", &format!("ip link set {name} up"));
+    };
+    let serve = |name: &str, address: &str| {
+        let line = format!("run -i {name} --listen {address}1:80 --backend {address}2");
+        lab.balance_by(&format!("{} {line}", bpffs.within))
+    };
+    // By the daemon that waits for it.
+    add("one", "10.1.0.1");
+    let lb = serve("one", "10.1.0.");
+    assert_eq!(bpffs.programs().len(), 1);
+    lab.at("lb", "ip link del one");
+    let start = Instant::now();
+    while !bpffs.programs().is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{}", lb.log());
+    }
+    kill_9(lb);
+    // By the daemon of another interface, whose own stay.
+    add("two", "10.2.0.1");
+    kill_9(serve("two", "10.2.0."));
+    let left = bpffs.programs();
+    lab.at("lb", "ip link del two");
+    add("three", "10.3.0.1");
+    kill_9(serve("three", "10.3.0."));
+    let lb = bpffs.balance();
+    assert!(!lb.log().contains("pins of"), "{}", lb.log());
+    assert_eq!(bpffs.programs().len(), 2);
+    assert!(!bpffs.programs().contains(&left[0]));
+    lb.end();
+    assert!(bpffs.stop().starts_with("detached: three"));
     assert_eq!(bpffs.entries(), "");
 }
 

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod carry;
 mod checksums;
 mod echo;
 mod expiry;

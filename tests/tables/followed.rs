@@ -92,16 +92,36 @@ fn what_stays_configured_keeps_its_indexes_and_what_has_flows_leaves_last() {
         (2, 3),
         "another table, in a place that is free"
     );
+}
 
-    // Ports that flows have can't be taken away from under them.
-    let mut other = with(&[("10.0.0.5:81", &[c])]);
-    other.services[0].source_ports = PortRanges::new(vec![2000..=3000]).unwrap();
-    let refused = third.followed_by(&other, TICK, |_| news(1), |_| false);
-    let error = refused.err().map(|error| error.to_string()).unwrap();
+#[test]
+fn flows_are_found_by_the_ports_that_a_source_has_and_had_and_by_none_before() {
+    let mut config = config(vec![service("10.0.0.5:80", &[("10.0.0.2:80", 1)])]);
+    let tables = Tables::new(&config, TICK, |_| news(1)).unwrap();
+    let mut follow = |tables: &Tables, ports| {
+        config.services[0].source_ports = PortRanges::new(vec![ports]).unwrap();
+        tables.followed_by(&config, TICK, |_| news(1), |_| false)
+    };
+    let earlier = |tables: &Tables| tables.sources[0].earlier.as_ref().map(ToString::to_string);
+    assert_eq!(earlier(&tables), None);
+    let next = follow(&tables, 2000..=3000).unwrap();
+    assert_eq!(earlier(&next), Some(tables.sources[0].ports.to_string()));
+    let mut same = follow(&next, 2000..=3000).unwrap();
+    assert_eq!(earlier(&same), earlier(&next));
+    let error = follow(&same, 4000..=5000)
+        .err()
+        .map(|error| error.to_string());
+    let error = error.unwrap();
     assert!(
-        error.contains("can't change to 2000-3000 while it runs"),
+        error.contains("were changed before, and flows of then are left"),
         "{error}"
     );
+    same.forget_earlier(|_| Ok(false)).unwrap();
+    let other = follow(&same, 4000..=5000).unwrap();
+    assert_eq!(earlier(&other).unwrap(), "2000-3000");
+    // And back.
+    let back = follow(&other, 2000..=3000).unwrap();
+    assert_eq!(earlier(&back).unwrap(), "4000-5000");
 }
 
 /// The running program reads its tables while those of the next one are written.
