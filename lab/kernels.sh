@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 # Runs tests on kernels of other Debian releases, which qemu emulates. The
 # program loads with every combination of its settings, and does with every
-# packet what it does on this machine's kernel; and what is about VLANs, which
-# this machine's kernel may lack, works in the lab. Needs no privilege.
+# packet what it does on this machine's kernel; what is about VLANs, which
+# this machine's kernel may lack, works in the lab; and so do faults that are a whole
+# kernel's (a full neighbour table, a clock that jumps, no memory), and the unit of
+# systemd under a systemd that is process 1. Needs no privilege.
 #
 # The kernels come from the Debian mirror that this machine's apt uses, by an
 # apt configuration of their own: nothing is installed, and the second time
@@ -11,6 +13,7 @@
 #   DEBIAN_MIRROR=URL  the mirror, for a machine whose apt has none of Debian
 #   PACKETS=N          how much of each long test: packets, flows
 #   TESTS='lab vlan'   one file of tests and which of them, in place of all
+#   SYSTEMD_TESTS='lab systemd'  the same of those that run under systemd
 #
 # Usage: lab/kernels.sh [VERSION...]    of: 5.10 6.1 6.12
 set -euo pipefail
@@ -25,13 +28,27 @@ KERNELS=$ROOT_DIR/build/kernels
 # What they need to make the lab, and the order to load it in.
 MODULES=(llc stp bridge garp mrp 8021q veth)
 # All else is busybox's in the guest.
-PROGRAMS=(bash bridge curl ethtool ip mount mountpoint nginx nsenter nstat ping setpriv unshare)
+PROGRAMS=(bash bridge chown chmod curl dash ethtool ip journalctl mkdir mount mountpoint nginx
+	nsenter nstat ping prlimit setpriv sysctl systemctl unshare)
+# What is to be systemd there, and of its units: a system without devices and logins.
+SYSTEMD=/usr/lib/systemd
+UNITS=$SYSTEMD/system
 
 # A guest that takes longer hangs; ten times what an idle machine needs.
 GUEST_SECONDS=900
 GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
-TESTS=${TESTS:-"packets; fuzz; neighbour vlan; lab vlan"}
+
+# Two guests for each kernel, those that take longer first. What is a whole kernel's is
+# tested once, and memory both ways that kernels count it.
+PARTS=(packets lab)
+declare -A OF_A_KERNEL=(
+	[5.10]="own_kernel::memory"
+	[6.1]="own_kernel::clock"
+	[6.12]="own_kernel::memory own_kernel::neighbours"
+)
+SYSTEMD_ON=6.12
+if [[ -n ${TESTS:-}${SYSTEMD_TESTS:-} ]]; then PARTS=(chosen); fi
 
 # Where cargo leaves the binary.
 BUILT=$ROOT_DIR/target/x86_64-unknown-linux-gnu/release
@@ -85,35 +102,94 @@ fetch() { # VERSION
 	) || fail "the kernel $1 of Debian ${SUITE[$1]} can't be fetched from $url"
 	mkdir "$dir/modules" "$dir/package"
 	dpkg-deb --extract "$dir"/*.deb "$dir/package"
-	find "$dir/package" -name '*.ko.xz' -exec unxz {} +
 	for module in "${MODULES[@]}"; do
-		find "$dir/package" -name "$module.ko" -exec mv {} "$dir/modules" \;
+		find "$dir/package" -name "$module.ko*" -exec mv {} "$dir/modules" \;
 	done
+	find "$dir/modules" -name '*.xz' -exec unxz {} +
 	mv "$dir"/package/boot/vmlinuz-* "$dir/vmlinuz"
 	rm -rf "$dir/apt" "$dir/package" "$dir"/*.deb
 }
 
-# The guest's process 1.
-init() {
+tests_of() { # VERSION PART
+	case $2 in
+	packets) echo "packets; fuzz" ;;
+	lab) echo "neighbour vlan; lab vlan ${OF_A_KERNEL[$1]}" ;;
+	chosen) echo "${TESTS:-}" ;;
+	esac
+}
+
+# Those that want systemd to be process 1.
+systemd_tests_of() { # VERSION PART
+	case $1-$2 in
+	"$SYSTEMD_ON-lab") echo "lab systemd::" ;;
+	*-chosen) echo "${SYSTEMD_TESTS:-}" ;;
+	esac
+}
+
+# What runs TESTS, one after the other.
+run_tests() { # TESTS
+	cat <<-RUN
+		export PATH=/usr/bin:/usr/sbin:/applets PACKETS=$PACKETS RUST_BACKTRACE=1
+		export REQUIRE_ROOT_TESTS=1 REQUIRE_VLAN_TESTS=1 OWN_KERNEL=1
+		run() { "\$@" --test-threads=1 --show-output || echo 1 >/status; }
+		${1:+run ${1//; /; run }}
+	RUN
+}
+
+# The last thing that happens in the guest.
+end() {
+	cat <<-END
+		echo "$LAST_WORD \$(busybox cat /status)"
+		busybox poweroff -f
+	END
+}
+
+# The guest's process 1; at last it becomes systemd, if that is to be tested.
+init() { # TESTS SYSTEMD_TESTS
 	cat <<-INIT
 		#!/usr/bin/busybox sh
-		export PATH=/usr/bin:/usr/sbin:/applets PACKETS=$PACKETS RUST_BACKTRACE=1
-		export REQUIRE_ROOT_TESTS=1 REQUIRE_VLAN_TESTS=1
 		busybox mkdir -p /applets /proc /sys /dev /run /tmp
 		busybox mount -t proc proc /proc
 		busybox --install -s /applets
 		busybox mount -t sysfs sysfs /sys
 		busybox mount -t devtmpfs devtmpfs /dev
 		busybox mount -t bpf bpf /sys/fs/bpf
+		busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 		for module in ${MODULES[*]}; do busybox insmod /modules/\$module.ko; done
 		busybox ifconfig lo up
 		echo "guest: Linux \$(busybox uname -r)"
-		status=0
-		run() { "\$@" --test-threads=1 --show-output || status=1; }
-		run ${TESTS//; /; run }
-		echo "$LAST_WORD \$status"
-		busybox poweroff -f
+		echo 0 >/status
+		$(run_tests "$1")
+		${2:+exec $SYSTEMD/systemd}
+		$(end)
 	INIT
+}
+
+# systemd, the units that others refer to, the journal, and one that runs the tests.
+make_systemd() { # ROOT
+	local unit program system=$1/etc/systemd/system
+	for program in systemd systemd-journald systemd-shutdown; do
+		install_here "$1" "$SYSTEMD/$program"
+	done
+	mkdir -p "$1$UNITS" "$system"/{sysinit,sockets,multi-user}.target.wants
+	cp -d "$UNITS"/*.target "$UNITS"/systemd-journald{.service,.socket,-dev-log.socket} "$1$UNITS"
+	ln -s "$UNITS/systemd-journald.service" "$system/sysinit.target.wants"
+	for unit in "$UNITS"/systemd-journald{,-dev-log}.socket; do
+		ln -s "$unit" "$system/sockets.target.wants"
+	done
+	ln -sf "$UNITS/multi-user.target" "$system/default.target"
+	# Without, systemd takes this for its first boot.
+	printf '%032x\n' 1 >"$1/etc/machine-id"
+	ln -s ../tests.service "$system/multi-user.target.wants"
+	cat >"$system/tests.service" <<-UNIT
+		[Unit]
+		After=multi-user.target
+		[Service]
+		ExecStart=/usr/bin/busybox sh /tests.sh
+		StandardOutput=tty
+		StandardError=tty
+		TTYPath=/dev/console
+	UNIT
 }
 
 # A file and the libraries that it wants, at the places where they are here.
@@ -133,28 +209,39 @@ make_root() { # TEST...
 	for program in bin sbin lib lib64; do ln -s "usr/$program" "$root/$program"; done
 	for program in "${PROGRAMS[@]}"; do install_here "$root" "$(command -v "$program")"; done
 	install "$(command -v busybox)" "$root/usr/bin/busybox"
-	ln -s busybox "$root/usr/bin/sh"
+	ln -s dash "$root/usr/bin/sh"
 	grep -E '^(root|nobody|nogroup):' /etc/passwd >"$root/etc/passwd"
 	grep -E '^(root|nobody|nogroup):' /etc/group >"$root/etc/group"
 	# The tests know these by the names that they have here.
 	cp -r --parents "$LAB_DIR" "$root"
 	clang -O2 -g -target bpf -c "$LAB_DIR/pass.bpf.c" -o "$root$LAB_DIR/pass.bpf.o"
 	install_here "$root" "$BUILT/xdp-proxy"
+	make -s -C "$ROOT_DIR" build install DESTDIR="$root" PREFIX=/usr
+	make_systemd "$root"
 	for program; do
 		# Cargo's names end in a hash.
 		install "$program" "$root/usr/bin/$(basename "${program%-*}")"
 	done
-	init >"$root/init"
-	chmod +x "$root/init"
+}
+
+# What only one guest has.
+make_guest() { # FOLDER VERSION PART
+	local systemd_tests
+	systemd_tests=$(systemd_tests_of "$2" "$3")
+	rm -rf "$1"
+	mkdir "$1"
+	cp -r "$KERNELS/$2/modules" "$1"
+	init "$(tests_of "$2" "$3")" "$systemd_tests" >"$1/init"
+	chmod +x "$1/init"
+	{
+		run_tests "$systemd_tests"
+		end
+	} >"$1/tests.sh"
 }
 
 # busybox makes the archives too: the kernel unpacks one after another.
-archive() { # FOLDER WHAT
-	(cd "$1" && find "$2" | busybox cpio -o -H newc) 2>/dev/null
-}
-
-pack() { # VERSION
-	archive "$KERNELS/root" . && archive "$KERNELS/$1" modules
+archive() { # FOLDER
+	(cd "$1" && find . | busybox cpio -o -H newc) 2>/dev/null
 }
 
 # The files that hold the tests.
@@ -168,25 +255,33 @@ build_tests() {
 # leaks: together that is a third less to emulate (6.1: 14.5 s of CPU for 23.1).
 # Without cmpxchg16b: qemu emulates it wrong now and then (its flags come
 # out as garbage, and 6.12's kmalloc dies of a double fault in 2 of 8 runs).
-emulate() { # VERSION
+emulate() { # VERSION INITRAMFS
 	timeout --kill-after=5 "$GUEST_SECONDS" qemu-system-x86_64 \
 		-accel tcg -cpu Nehalem,-cx16 -smp 1 -m "$GUEST_MEMORY" \
 		-nodefaults -no-user-config -display none -no-reboot -serial stdio \
-		-kernel "$KERNELS/$1/vmlinuz" -initrd "$KERNELS/$1/initramfs" \
+		-kernel "$KERNELS/$1/vmlinuz" -initrd "$2" \
 		-append 'console=ttyS0 quiet panic=-1 mitigations=off' </dev/null
 }
 
-test_kernel() { # VERSION
-	local console=$KERNELS/$1/console status=0 began=$SECONDS last
-	emulate "$1" 2>&1 | tr -d '\r' >"$console" || status=$?
+test_kernel() { # VERSION PART
+	local guest=$KERNELS/$1/$2 status=0 began=$SECONDS console last
+	make_guest "$guest" "$1" "$2"
+	{ archive "$KERNELS/root" && archive "$guest"; } >"$guest.initramfs"
+	console=$guest.console
+	emulate "$1" "$guest.initramfs" 2>&1 | stdbuf -o0 tr -d '\r' >"$console" || status=$?
+	rm "$guest.initramfs"
 	last=$(grep -a "^$LAST_WORD" "$console" || true)
+	# Here is all that any test needs.
+	if [[ $last == "$LAST_WORD 0" ]] && grep -aq '^SKIPPED' "$console"; then
+		last="tests were skipped"
+	fi
 	if [[ $last != "$LAST_WORD 0" ]]; then
 		cat "$console" >&2
 		((status != 124)) || last="it did not end within $GUEST_SECONDS s"
-		echo "kernels: $1 failed: ${last:-the guest ended with no result}" >&2
+		echo "kernels: $1, $2 failed: ${last:-the guest ended with no result}" >&2
 		return 1
 	fi
-	echo "kernels: $1 passed in $((SECONDS - began)) s:"
+	echo "kernels: $1, $2 passed in $((SECONDS - began)) s:"
 	grep -aE '^guest: Linux|instructions verified|^test result' "$console" | sed 's/^/    /'
 }
 
@@ -202,13 +297,14 @@ make_root "${tests[@]}"
 # As many guests at a time as there are CPUs: each has one.
 failed=()
 declare -A guests
-for version in "$@"; do
-	pack "$version" >"$KERNELS/$version/initramfs"
-	while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
-	test_kernel "$version" &
-	guests[$version]=$!
+for part in "${PARTS[@]}"; do
+	for version in "$@"; do
+		while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
+		test_kernel "$version" "$part" &
+		guests["$version, $part"]=$!
+	done
 done
-for version in "$@"; do
-	wait "${guests[$version]}" || failed+=("$version")
+for guest in "${!guests[@]}"; do
+	wait "${guests[$guest]}" || failed+=("$guest;")
 done
 ((${#failed[@]} == 0)) || fail "failed on the kernels: ${failed[*]}"

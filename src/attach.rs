@@ -53,7 +53,10 @@ pub async fn load_and_attach(
             tags_may_hide: trunk.tags_may_hide(*hook),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
+        // A program for a card is loaded onto it.
+        let mut at_interface = *hook == Hook::Offload;
         let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
+            at_interface = true;
             datapath.write_interface(interface.mac, interface.mtu)?;
             pins.add(&datapath);
             put_on(&datapath, interface, *hook, found)
@@ -76,7 +79,8 @@ pub async fn load_and_attach(
                     hooks[index + 1].name()
                 );
             }
-            Err(error) => return Err(error.context(refusal(interface, *hook))),
+            Err(error) if at_interface => return Err(error.context(refusal(interface, *hook))),
+            Err(error) => return Err(error),
         }
     }
     bail!("no mode to attach to {} in", interface.name)

@@ -169,7 +169,9 @@ impl Datapath {
         }
 
         take_libbpf_words();
-        let skeleton = open.load().map_err(|error| explain_load(&error))?;
+        let skeleton = open
+            .load()
+            .map_err(|error| explain_load(&error, tables.memory_bytes(cpus())))?;
         let maps = skeleton.object().maps().map(|map| Map::of(&map));
         let mut datapath = Datapath {
             maps: Maps::new(maps.collect::<Result<_>>()?),

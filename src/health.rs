@@ -9,8 +9,8 @@ mod probe;
 mod tally;
 mod tls;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -81,6 +81,21 @@ struct Common {
     places: Semaphore,
     /// How often this host's link went down or came up again: odd, it is down.
     link: AtomicUsize,
+    /// The same of room for an address in the kernel's neighbour table: odd, there is none.
+    starved: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Common {
+    /// What tells whether this host could ask an address: these counts, before and after.
+    fn hindrances(&self, address: IpAddr) -> [usize; 2] {
+        let starved = lock(&self.starved).get(&address).copied();
+        [self.link.load(Ordering::Relaxed), starved.unwrap_or(0)]
+    }
+}
+
+/// Whether it lasted or was met between two readings of its count.
+fn hindered(before: usize, after: usize) -> bool {
+    before % 2 == 1 || before != after
 }
 
 /// A backend that is asked for as long as this lives.
@@ -118,6 +133,7 @@ impl Checks {
             unknown: AtomicUsize::new(0),
             places: Semaphore::new((places as usize).min(Semaphore::MAX_PERMITS)),
             link: AtomicUsize::new(0),
+            starved: Mutex::default(),
         };
         let none = Checks {
             common: Arc::new(common),
@@ -175,6 +191,18 @@ impl Checks {
         }
     }
 
+    /// Notes which addresses the kernel's neighbour table has no room for: what is sent
+    /// there is lost, so that silence says nothing of a backend.
+    pub fn note_starved(&self, addresses: &BTreeSet<IpAddr>) {
+        let mut counts = lock(&self.common.starved);
+        for address in addresses {
+            counts.entry(*address).or_default();
+        }
+        for (address, count) in &mut *counts {
+            *count += usize::from((*count % 2 == 1) != addresses.contains(address));
+        }
+    }
+
     /// Waits until every backend has been asked once, but not longer than that.
     pub async fn settle(&self, deadline: Duration) {
         let settled = async {
@@ -204,8 +232,8 @@ impl Checks {
     }
 }
 
-fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
-    report.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes a count off again, once.
@@ -240,12 +268,18 @@ async fn ask(common: Arc<Common>, check: Check, probe: Arc<Probe>, report: Arc<M
         let Ok(place) = common.places.acquire().await else {
             return;
         };
-        let link = common.link.load(Ordering::Relaxed);
+        let address = probe.address().ip();
+        let [link, starved] = common.hindrances(address);
         // Only as large as that while it is under way.
         let mut failure = Box::pin(probe.ask(check.timeout)).await.err();
         drop(place);
-        if link % 2 == 1 || link != common.link.load(Ordering::Relaxed) {
+        let [link_now, starved_now] = common.hindrances(address);
+        if hindered(link, link_now) {
             failure = failure.map(|_| Failure::Here("the link is down".into()));
+        } else if hindered(starved, starved_now)
+            && let Some(Failure::Silence(_)) = failure
+        {
+            failure = Some(Failure::Here("the kernel's neighbour table is full".into()));
         }
         // What keeps this host from asking says nothing of the backend.
         let here = matches!(failure, Some(Failure::Here(_)));

@@ -114,6 +114,7 @@ impl Daemon {
         }
         self.interface = interface;
         self.checks.note_link(self.interface.up);
+        self.checks.note_starved(&self.neighbours.starved());
         for place in self.tables.set_held(&self.neighbours.held()) {
             self.datapath.write_address(&self.tables, place)?;
         }

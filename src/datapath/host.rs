@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Length of a jiffy: the resolution of the clock that the kernel's tick moves
@@ -29,6 +30,16 @@ pub fn jiffies_now() -> Result<u32> {
 /// CPUs that per-CPU maps have copies for.
 pub fn cpus() -> usize {
     libbpf_rs::num_possible_cpus().unwrap_or(1)
+}
+
+/// The limit of locked memory, where the kernel counts maps against it: before 5.11.
+pub(super) fn memlock_limit() -> Option<u64> {
+    let name = uname().ok()?;
+    let release = name.release().to_str()?;
+    let mut numbers = release.split('.').map_while(|part| part.parse().ok());
+    let version: (u32, u32) = (numbers.next()?, numbers.next()?);
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (version < (5, 11)).then_some(limit)
 }
 
 /// Kernels before 5.11 count maps against the limit of locked memory. Being

@@ -4,7 +4,10 @@
 use std::sync::Mutex;
 
 use anyhow::anyhow;
-use libbpf_rs::PrintLevel;
+use libbpf_rs::{ErrorKind, PrintLevel};
+use nix::sys::resource::RLIM_INFINITY;
+
+use super::host::memlock_limit;
 
 /// What libbpf last said at its warning level, to go with an errno.
 static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -35,9 +38,14 @@ pub(super) fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
     anyhow!(word.unwrap_or_else(|| format!("{error}")))
 }
 
-/// The kernel answers EPERM without privilege, EACCES and EINVAL after the
-/// verifier, whose last words stand before its statistics.
-pub(super) fn explain_load(error: &libbpf_rs::Error) -> anyhow::Error {
+/// The kernel answers EPERM without privilege or enough locked memory, ENOMEM without
+/// other memory for what the maps take, EACCES and EINVAL after the verifier, whose last
+/// words stand before its statistics.
+pub(super) fn explain_load(error: &libbpf_rs::Error, maps_bytes: usize) -> anyhow::Error {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let maps = format!("the maps, which take {:.1} MiB", mib(maps_bytes as u64));
+    let denied = error.kind() == ErrorKind::PermissionDenied;
+    let locked = memlock_limit().filter(|limit| denied && *limit != RLIM_INFINITY);
     let words = take_libbpf_words().join("\n");
     let verdict = words
         .lines()
@@ -46,7 +54,16 @@ pub(super) fn explain_load(error: &libbpf_rs::Error) -> anyhow::Error {
         .last();
     match verdict {
         Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
-        None if error.kind() == libbpf_rs::ErrorKind::PermissionDenied => anyhow!(
+        None if let Some(limit) = locked => anyhow!(
+            "the limit of locked memory, {:.1} MiB, leaves no room for {maps} ({error}): raise it \
+             (ulimit -l unlimited, LimitMEMLOCK=infinity)",
+            mib(limit)
+        ),
+        None if error.kind() == ErrorKind::OutOfMemory => anyhow!(
+            "the kernel has no memory for {maps} ({error}): let this process's control group have \
+             more (memory.max, MemoryMax=), or configure less (`xdp-proxy check` tells what it takes)"
+        ),
+        None if denied => anyhow!(
             "the kernel does not let this process load a program ({error}): run it as root, \
              or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
         ),

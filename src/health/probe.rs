@@ -38,6 +38,8 @@ const AGENT: &str = concat!("xdp-proxy/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug)]
 pub enum Failure {
     Backend(String),
+    /// There was no answer.
+    Silence(String),
     /// This host could not ask, which says nothing of the backend.
     Here(String),
 }
@@ -45,7 +47,7 @@ pub enum Failure {
 impl Failure {
     pub fn into_words(self) -> String {
         match self {
-            Failure::Backend(words) => words,
+            Failure::Backend(words) | Failure::Silence(words) => words,
             Failure::Here(words) => format!("can't be checked: {words}"),
         }
     }
@@ -59,6 +61,7 @@ impl Failure {
                 | Errno::ENOBUFS
                 | Errno::ENOMEM
                 | Errno::EADDRNOTAVAIL
+                | Errno::EINVAL // no room in the neighbour table, as some kernels say it
                 | Errno::ENETDOWN
                 | Errno::ENETUNREACH
                 | Errno::EPERM
@@ -123,7 +126,7 @@ impl Probe {
     /// Asks once, for as long as that.
     pub async fn ask(&self, limit: Duration) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
-        let late = |_| Failure::Backend(format!("no answer within {}", duration_text(limit)));
+        let late = |_| Failure::Silence(format!("no answer within {}", duration_text(limit)));
         match &self.kind {
             Kind::Tcp => {
                 let connected = timeout_at(deadline, self.connect()).await;

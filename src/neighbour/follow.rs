@@ -17,8 +17,8 @@ use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
 use super::path::{self, Path};
 use super::probe::{Answer, Prober};
-use super::reach::{log, reach};
-use super::{DisplayMac, Interface, Mac, Reach, State, gone};
+use super::reach::{full, limit, log, reach};
+use super::{DisplayMac, Interface, Mac, Reach, State, gone, no_room};
 
 /// Questions closer together than this are sent at once.
 const GRAIN: Duration = Duration::from_millis(5);
@@ -29,6 +29,8 @@ const READ_PAUSE: Duration = Duration::from_millis(200);
 /// Everything is read again so often even if no notification came: some
 /// changes have none (ICMP redirects, sysctls).
 const READ_ANYWAY: Duration = Duration::from_secs(30);
+/// So long after the kernel last had no room for an entry, its table is no longer full.
+const CALM: Duration = Duration::from_secs(5);
 
 pub struct Follower {
     netlink: Netlink,
@@ -47,6 +49,8 @@ pub struct Follower {
     read_last: Instant,
     /// When the next hop is to be asked, at the earliest.
     ask_at: Instant,
+    /// The limits of the kernel's neighbour tables that are full, and when each last was.
+    full: BTreeMap<&'static str, Instant>,
     state: watch::Sender<State>,
 }
 
@@ -76,6 +80,7 @@ impl Follower {
             interface: interface.clone(),
             reach: reach.collect(),
             held: BTreeSet::new(),
+            starved: BTreeSet::new(),
             undecided: addresses.len(),
             ended: None,
         });
@@ -104,6 +109,7 @@ impl Follower {
             read_at: now,
             read_last: now,
             ask_at: now,
+            full: BTreeMap::new(),
             state,
         };
         follower.read().await?;
@@ -154,8 +160,12 @@ impl Follower {
         match event {
             Event::Gone(index) if index == self.interface.index => return Err(Gone),
             Event::Neighbour(device, address, entry) => {
-                let hop = self.hops.get_mut(&(device, address));
-                return Ok(hop.is_some_and(|hop| hop.learn(entry, Instant::now())));
+                let Some(hop) = self.hops.get_mut(&(device, address)) else {
+                    return Ok(false);
+                };
+                let changed = hop.learn(entry, Instant::now());
+                self.ask_at = self.ask_at.min(hop.due());
+                return Ok(changed);
             }
             Event::Link(link) => {
                 // A link that goes down takes routes with it, without a notification for each.
@@ -270,7 +280,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Asks the hops that are due. True if one was given up.
+    /// Asks the hops that are due. True if one was given up, or finds no room.
     async fn ask(&mut self) -> bool {
         let now = Instant::now();
         let mut changed = false;
@@ -285,8 +295,16 @@ impl Follower {
                     }
                     (Ask::Create, _) => {
                         let created = self.netlink.create(device, address).await;
-                        if created.is_ok() {
-                            changed |= hop.learn(Some(Default::default()), now);
+                        match &created {
+                            Ok(()) => changed |= hop.learn(Some(Default::default()), now),
+                            Err(error) if no_room(error) => {
+                                changed |= hop.refuse();
+                                let limit = limit(address);
+                                if self.full.insert(limit, now).is_none() {
+                                    warn!("{}", full(address, limit));
+                                }
+                            }
+                            Err(_) => {}
                         }
                         created
                     }
@@ -300,18 +318,35 @@ impl Follower {
             next = next.min(hop.due());
         }
         self.ask_at = next.max(now + GRAIN);
+        let starved = self.hops.values().any(Hop::starved);
+        self.full.retain(|limit, last| {
+            let full = starved || now - *last < CALM;
+            if !full {
+                info!("the kernel's neighbour table ({limit}) has room again");
+            }
+            full
+        });
         changed
     }
 
     /// Publishes and logs what differs from what is published.
     fn publish(&self) {
         let mut undecided = 0;
+        let mut starved = BTreeSet::new();
         let mut changes = Vec::new();
         let state = self.state.borrow();
         for (address, path) in &self.paths {
             let old = state.reach.get(address);
             let (new, decided) = reach(&self.interface, &self.hops, *address, path);
             undecided += usize::from(!decided);
+            if let Path::Via {
+                device, next_hop, ..
+            } = path
+                && let Some(hop) = self.hops.get(&(device.index, *next_hop))
+                && hop.starved()
+            {
+                starved.insert(*address);
+            }
             // A new way is not known to be worse before it is known.
             let kept = !decided && matches!(old, Some(Reach::Resolved { .. }));
             if old != Some(&new) && !kept {
@@ -323,6 +358,7 @@ impl Follower {
         }
         let same = changes.is_empty()
             && undecided == state.undecided
+            && starved == state.starved
             && self.held == state.held
             && self.interface == state.interface;
         drop(state);
@@ -330,6 +366,7 @@ impl Follower {
             self.state.send_modify(|state| {
                 state.reach.extend(changes);
                 state.undecided = undecided;
+                state.starved = starved;
                 state.held.clone_from(&self.held);
                 state.interface.clone_from(&self.interface);
             });
@@ -346,6 +383,7 @@ impl Follower {
                 };
             }
             state.interface.up = false;
+            state.starved.clear();
             state.undecided = 0;
             state.ended = Some(why);
         });

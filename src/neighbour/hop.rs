@@ -62,6 +62,8 @@ pub struct Hop {
     /// Questions since the last answer.
     unanswered: u32,
     created: Option<Instant>,
+    /// The kernel had no room for an entry when it last was to make one.
+    refused: bool,
     due: Instant,
 }
 
@@ -76,6 +78,7 @@ impl Hop {
             heard: due,
             unanswered: 0,
             created: None,
+            refused: false,
             due,
         }
     }
@@ -99,6 +102,16 @@ impl Hop {
         self.kernel.is_some_and(|entry| entry.fixed)
     }
 
+    /// The kernel's table has no room for it: what this host itself sends there is lost.
+    pub fn starved(&self) -> bool {
+        self.refused && !self.silent
+    }
+
+    /// The kernel had no room for the entry that [`Ask::Create`] wanted. True if that is new.
+    pub fn refuse(&mut self) -> bool {
+        !std::mem::replace(&mut self.refused, true)
+    }
+
     pub fn due(&self) -> Instant {
         self.due
     }
@@ -115,10 +128,15 @@ impl Hop {
     /// What the kernel's table says now; `None`: it has no entry. Only a MAC
     /// that differs from the table's last one is news: the kernel may hold on
     /// to an old MAC (for a second after each change of an entry, `locktime`)
-    /// while the hop has told us the new one. True if the MAC or the silence changed.
+    /// while the hop has told us the new one. True if what is published of it changed.
     pub fn learn(&mut self, entry: Option<Entry>, now: Instant) -> bool {
-        let before = (self.mac, self.silent);
+        let before = (self.mac, self.silent, self.starved());
         let was = std::mem::replace(&mut self.kernel, entry);
+        self.refused &= entry.is_none();
+        if was.is_some() && entry.is_none() {
+            // It is made again at once: without it, this host can't send there.
+            (self.created, self.due) = (None, now);
+        }
         let was_fixed = was.is_some_and(|entry| entry.fixed);
         match entry {
             Some(entry) if entry.fixed => (self.mac, self.silent) = (entry.mac, false),
@@ -138,10 +156,11 @@ impl Hop {
                 }
             }
             None if was_fixed => *self = Hop::new(self.asker, now),
-            None if self.asker.is_none() => self.mac = None,
+            // The kernel's entry took with it what the kernel knew, also of a silence.
+            None if self.asker.is_none() => (self.mac, self.silent) = (None, false),
             None => {}
         }
-        before != (self.mac, self.silent)
+        before != (self.mac, self.silent, self.starved())
     }
 
     /// The hop answered with `mac`; `None`: at the one that was asked. Without
@@ -324,6 +343,23 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_the_kernel_dropped_is_made_again_at_once_or_there_is_no_room() {
+        let start = Instant::now();
+        let mut hop = Hop::new(Some(ME), start);
+        hop.answered(Some(OLD), true, start);
+        assert_eq!(hop.ask(start), Ask::Create);
+        hop.learn(dynamic(Some(OLD)), start);
+        hop.answered(Some(OLD), true, start);
+        assert!(!hop.learn(None, start) && !hop.starved());
+        assert_eq!((hop.due(), hop.ask(start)), (start, Ask::Create));
+        assert!(hop.refuse() && hop.starved() && !hop.refuse());
+        assert_eq!(hop.ask(start), Ask::Hop(ME, None));
+        assert_eq!(hop.mac(), Some(OLD));
+        assert_eq!(hop.ask(start + CREATE), Ask::Create);
+        assert!(hop.learn(Some(Entry::default()), start) && !hop.starved());
+    }
+
+    #[test]
     fn without_an_asker_the_kernel_decides() {
         let start = Instant::now();
         let mut hop = Hop::new(None, start);
@@ -341,6 +377,8 @@ mod tests {
             ) && hop.silent()
         );
         assert!(!hop.learn(Some(Entry::default()), start) && hop.silent());
+        assert!(hop.learn(None, start) && hop.undecided());
+        assert_eq!(hop.ask(start), Ask::Create);
         assert!(hop.learn(dynamic(Some(NEW)), start));
         assert_eq!(hop.mac(), Some(NEW));
     }

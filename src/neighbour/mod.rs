@@ -16,7 +16,8 @@
 //! routing daemon learned are taken as they are, and never asked about.
 //! Nothing is left behind but ordinary dynamic entries, and these only for
 //! next hops that answered: the kernel's table is small and shared by all
-//! network namespaces of the host.
+//! network namespaces of the host. Where it is full, flows go on by what the next hops
+//! answer here; only what the host itself sends is lost, which is told.
 //!
 //! Routes may lead through VLAN devices that are stacked on the interface; the
 //! next hop is asked through these, and the tags that they put on a frame are told.
@@ -252,6 +253,11 @@ fn gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
+/// There is no room for one more entry in the kernel's neighbour table.
+fn no_room(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENOBUFS)
+}
+
 fn is_of_one_host(mac: Mac) -> bool {
     mac[0] & 1 == 0 && mac != [0; 6]
 }
@@ -270,6 +276,8 @@ struct State {
     reach: BTreeMap<IpAddr, Reach>,
     /// Those of the VIPs that an interface of this network namespace has.
     held: BTreeSet<IpAddr>,
+    /// Addresses that the kernel has no room for in its neighbour table.
+    starved: BTreeSet<IpAddr>,
     /// How many of them may still turn out either way.
     undecided: usize,
     /// Why nothing is followed any more.
@@ -322,6 +330,12 @@ impl Neighbours {
     /// Those of the VIPs that an interface of this network namespace has now.
     pub fn held(&self) -> BTreeSet<IpAddr> {
         self.state.borrow().held.clone()
+    }
+
+    /// Those of the addresses whose next hop the kernel's neighbour table has no room for:
+    /// what this host itself sends there is lost.
+    pub fn starved(&self) -> BTreeSet<IpAddr> {
+        self.state.borrow().starved.clone()
     }
 
     /// Waits for the next change of any reach, of the VIPs held, or of the interface: its

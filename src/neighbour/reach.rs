@@ -75,6 +75,23 @@ pub fn reach(
     )
 }
 
+/// The limit of the neighbour table that the kernel keeps an address in.
+pub fn limit(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "net.ipv4.neigh.default.gc_thresh3",
+        IpAddr::V6(_) => "net.ipv6.neigh.default.gc_thresh3",
+    }
+}
+
+/// That the table has no room for an address, and what to do about it.
+pub fn full(address: IpAddr, limit: &str) -> String {
+    format!(
+        "the kernel's neighbour table has no room for {address}: flows go on, but this host itself \
+         can't send there, so that a check without an answer says nothing. Raise {limit} above the \
+         number of neighbours that all network namespaces have: sysctl -w {limit}=16384"
+    )
+}
+
 /// Tells of a change that is certain.
 pub fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
     let via = |next_hop: &IpAddr| {

@@ -73,6 +73,16 @@ pub fn vlan_or_skip(test: &str) -> bool {
     false
 }
 
+/// The same for a test that changes what all of a kernel shares: only where the kernel is
+/// the test's own (`OWN_KERNEL=1`), as in the guests of lab/kernels.sh.
+pub fn own_kernel_or_skip(test: &str) -> bool {
+    if std::env::var("OWN_KERNEL").as_deref() == Ok("1") {
+        return root_or_skip(test);
+    }
+    eprintln!("SKIPPED {test}: needs a kernel of its own (make test-kernels)");
+    false
+}
+
 /// What a thread's test is watched by, until it goes with the thread.
 struct Watch {
     longest: Duration,

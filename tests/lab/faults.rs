@@ -20,7 +20,7 @@ use crate::common::wire::Wire;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits for a line; returns it.
-fn told(lb: &Balancer, words: &str) -> String {
+pub fn told(lb: &Balancer, words: &str) -> String {
     let start = Instant::now();
     loop {
         if let Some(line) = lb.log().lines().find(|line| line.contains(words)) {
@@ -36,27 +36,34 @@ fn told(lb: &Balancer, words: &str) -> String {
 }
 
 /// Connections that are there, each with its backend.
-struct Kept(Vec<(Connection, String)>);
+pub struct Kept {
+    vip: &'static str,
+    all: Vec<(Connection, String)>,
+}
 
 impl Kept {
-    fn open(lab: &Lab) -> Kept {
+    pub fn open(lab: &Lab) -> Kept {
+        Kept::open_to(lab, LB)
+    }
+
+    pub fn open_to(lab: &Lab, vip: &'static str) -> Kept {
         let all = lab.within("client", || {
-            let all = (0..20).map(|_| Connection::open(LB).unwrap());
+            let all = (0..20).map(|_| Connection::open(vip).unwrap());
             let all = all.map(|mut connection| {
                 let owner = connection.host().unwrap();
                 (connection, owner)
             });
             all.collect()
         });
-        Kept(all)
+        Kept { vip, all }
     }
 
     /// Each is answered by its backend, and so is a new one by any.
-    fn go_on(&mut self, lab: &Lab) {
-        for (connection, owner) in &mut self.0 {
+    pub fn go_on(&mut self, lab: &Lab) {
+        for (connection, owner) in &mut self.all {
             assert_eq!(&connection.host().unwrap(), owner);
         }
-        lab.within("client", || http::host(LB).unwrap());
+        lab.within("client", || http::host(self.vip).unwrap());
         assert_eq!(lab.status()["packets"]["sent"]["refused_no_flow"], 0);
     }
 }

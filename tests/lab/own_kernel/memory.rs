@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! The kernel refuses memory for the maps: by the control group's limit, and before 5.11,
+//! which counts no maps against that, by the limit of locked memory.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::lab;
+use crate::common::lab::{BINARY, LB, Lab, refusal};
+use crate::faults::{Kept, told};
+
+const MIB: u64 = 1 << 20;
+/// What the load balancer runs in.
+const GROUP: &str = "/sys/fs/cgroup/lb";
+const SOURCES: std::ops::Range<u32> = 101..109;
+
+/// What sets limits to the memory of `lb`.
+enum Limit {
+    /// Its control group.
+    Group,
+    /// Of locked memory.
+    Locked,
+}
+
+impl Limit {
+    fn of_this_kernel(lab: &Lab) -> Limit {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        if release.starts_with("5.10.") {
+            return Limit::Locked;
+        }
+        fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").unwrap();
+        fs::create_dir(GROUP).unwrap();
+        // On a host of the lab /sys is another one.
+        lab.write(
+            "in-group",
+            "mkdir -p /run/cgroup && mount -t cgroup2 cgroup2 /run/cgroup\n\
+             echo $$ >/run/cgroup/lb/cgroup.procs && exec \"$@\"\n",
+        );
+        Limit::Group
+    }
+
+    /// The load balancer with no more than that from its start on.
+    fn command(&self, bytes: u64) -> String {
+        match self {
+            Limit::Group => {
+                fs::write(format!("{GROUP}/memory.max"), bytes.to_string()).unwrap();
+                format!("sh /run/in-group {BINARY}")
+            }
+            Limit::Locked => {
+                format!("prlimit --memlock={bytes} setpriv --bounding-set=-sys_resource {BINARY}")
+            }
+        }
+    }
+
+    /// Leaves one that runs so much more than it has.
+    fn leave(&self, lab: &Lab, more: u64) {
+        match self {
+            Limit::Group => {
+                let used = fs::read_to_string(format!("{GROUP}/memory.current")).unwrap();
+                let used: u64 = used.trim().parse().unwrap();
+                fs::write(format!("{GROUP}/memory.max"), (used + more).to_string()).unwrap();
+            }
+            Limit::Locked => {
+                let pid = lab.status()["pid"].clone();
+                // Maps in place count too: some 35 MiB of them.
+                let bytes = 40 * MIB + more;
+                lab.at("lb", &format!("prlimit --pid {pid} --memlock={bytes}"));
+            }
+        }
+    }
+
+    /// What must be told.
+    fn words(&self) -> &'static str {
+        match self {
+            Limit::Group => "the kernel has no memory for the maps, which take ",
+            Limit::Locked => " MiB, leaves no room for the maps, which take ",
+        }
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        // Who ran in it may still be ending.
+        for _ in 0..50 {
+            if !Path::new(GROUP).exists() || fs::remove_dir(GROUP).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Two backends and eight source addresses, of which each takes 4.3 MiB, and 2 MiB where
+/// flows are counted.
+fn config(lab: &Lab, counted: bool) -> String {
+    let sources: Vec<String> = SOURCES.map(|n| format!("'10.0.0.{n}'")).collect();
+    let text = format!(
+        "flow_counters = {counted}\n[[service]]\nlisten = '{LB}:80'\nsource = [{}]\n\
+         backend = [{{ address = '10.0.0.2' }}, {{ address = '10.0.0.3' }}]\n",
+        sources.join(", ")
+    );
+    lab.write("large.toml", &text)
+}
+
+fn hold_sources(lab: &Lab) {
+    for n in SOURCES {
+        lab.at("lb", &format!("ip addr add 10.0.0.{n}/24 dev eth0"));
+    }
+}
+
+#[test]
+fn a_start_that_is_refused_memory_says_how_much_and_leaves_nothing() {
+    let test = "a_start_that_is_refused_memory_says_how_much_and_leaves_nothing";
+    let Some(lab) = lab(test) else { return };
+    hold_sources(&lab);
+    let file = config(&lab, false);
+    let limit = Limit::of_this_kernel(&lab);
+    let refused = lab.try_at("lb", &format!("{} run -c {file}", limit.command(24 * MIB)));
+    let line = refusal(&refused, 1);
+    println!("{line}");
+    assert!(line.contains(limit.words()), "{line}");
+    assert!(!line.contains("attaching"), "{line}");
+    assert_eq!(lab.attached(), None);
+    let left = lab.at("lb", "find /sys/fs/bpf");
+    assert!(!left.contains("xdp-proxy/"), "{left}");
+    // The mend that was named.
+    let lb = lab.balance_by(&format!("{} run -c {file}", limit.command(200 * MIB)));
+    Kept::open(&lab).go_on(&lab);
+    lb.end();
+}
+
+#[test]
+fn a_reload_that_is_refused_memory_changes_nothing_and_works_once_there_is_room() {
+    let test = "a_reload_that_is_refused_memory_changes_nothing_and_works_once_there_is_room";
+    let Some(lab) = lab(test) else { return };
+    hold_sources(&lab);
+    let file = config(&lab, false);
+    let limit = Limit::of_this_kernel(&lab);
+    let lb = lab.balance_by(&format!("{} run -c {file}", limit.command(200 * MIB)));
+    let mut kept = Kept::open(&lab);
+    let program = lab.status()["program_id"].clone();
+    config(&lab, true);
+    limit.leave(&lab, 6 * MIB);
+    for _ in 0..3 {
+        let line = refusal(&lab.proxy("reload"), 1);
+        assert!(line.contains(limit.words()), "{line}");
+        kept.go_on(&lab);
+    }
+    println!("{}", told(&lb, "not reloaded, nothing was changed: "));
+    assert_eq!(lab.status()["program_id"], program);
+    limit.leave(&lab, 100 * MIB);
+    lab.at("lb", &format!("{BINARY} reload"));
+    assert_ne!(lab.status()["program_id"], program);
+    kept.go_on(&lab);
+    lb.end();
+    assert_eq!(lab.attached(), None);
+}
