@@ -7,7 +7,7 @@
 #ifndef __XDP_PROXY_MAPS_H__
 #define __XDP_PROXY_MAPS_H__
 
-#include "abi.h"
+#include "config.h"
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>

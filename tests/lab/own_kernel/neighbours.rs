@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::lab;
 use crate::common::beside;
 use crate::common::lab::{BINARY, Balancer, LB, Lab};
-use crate::faults::{Kept, told};
+use crate::common::load::Clients;
+use crate::faults::told;
 use crate::privileges::with;
 use crate::switch::{kill_nginx, until};
 
@@ -105,7 +106,7 @@ fn all_are_up(lab: &Lab) -> bool {
 /// Nothing is lost by a flood that fills the tables, nor where there is no room any more for
 /// who has lost its entry, for longer than checks take to decide; and both are told.
 fn serves_on(lab: &Lab, lb: &Balancer) {
-    let mut kept = [Kept::open(lab), Kept::open_to(lab, LB6)];
+    let mut kept = [Clients::open(lab), Clients::open_to(lab, LB6)];
     let mut serves_for = |time| {
         let begun = Instant::now();
         while begun.elapsed() < time {
