@@ -7,7 +7,7 @@
 #ifndef __XDP_PROXY_MAPS_H__
 #define __XDP_PROXY_MAPS_H__
 
-#include "abi.h"
+#include "config.h"
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -58,6 +58,9 @@ const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
 const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
 const volatile enum health health_in_btf = HEALTH_UNKNOWN;
+/* The same of these structs. */
+const volatile struct flow flow_in_btf = {};
+const volatile struct flow_counters flow_counters_in_btf = {};
 
 /* The interface, which may change. */
 __u8 interface_mac[8];
@@ -153,14 +156,16 @@ struct {
 
 /*
  * The flows of one source address, by their ports. Each has a table of its own, so
- * that source addresses come and go while the others' flows stay where they are.
+ * that source addresses come and go while the others' flows stay where they are. The
+ * sizes and no types: userspace makes such maps without BTF, and 5.15 to 6.1 take no
+ * other map than the first for a map of maps (timer_off differs).
  */
 struct flow_table {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PORTS);	   /* set at load: 1 if it has none */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment too */
-	__type(key, __u32);
-	__type(value, struct flow);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct flow));
 };
 
 /* The first source address's: where it is the only one, all that is looked at. */
@@ -195,8 +200,8 @@ struct counter_table {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PORTS);	   /* set at load: 1 if nobody asks */
 	__uint(map_flags, BPF_F_MMAPABLE); /* for the page alignment */
-	__type(key, __u32);
-	__type(value, struct flow_counters);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct flow_counters));
 };
 
 struct counter_table flow_counters SEC(".maps");

@@ -86,6 +86,30 @@ impl Kept {
     }
 }
 
+/// Clients with connections to a VIP, each with its backend.
+pub struct Clients {
+    vip: &'static str,
+    kept: Kept,
+}
+
+impl Clients {
+    pub fn open(lab: &Lab) -> Clients {
+        Clients::open_to(lab, LB)
+    }
+
+    pub fn open_to(lab: &Lab, vip: &'static str) -> Clients {
+        let kept = lab.within("client", || Kept::open(vip, 20));
+        Clients { vip, kept }
+    }
+
+    /// Each is answered by its backend, and so is a new one by any.
+    pub fn go_on(&mut self, lab: &Lab) {
+        self.kept.go_on();
+        lab.within("client", || http::host(self.vip).unwrap());
+        assert_eq!(lab.status()["packets"]["sent"]["refused_no_flow"], 0);
+    }
+}
+
 /// The backends' two files `/1m`.
 pub fn originals(lab: &Lab) -> [Vec<u8>; 2] {
     ["http1", "http2"].map(|host| lab.read(&format!("/run/xdp-proxy-lab/{host}/files/1m")))

@@ -12,6 +12,7 @@ use xdp_proxy::datapath::Datapath;
 
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal};
+use crate::common::load::Clients;
 use crate::common::rig::{GENERIC, config, service, tables};
 use crate::common::root_or_skip;
 use crate::common::wire::Wire;
@@ -35,39 +36,6 @@ pub fn told(lb: &Balancer, words: &str) -> String {
     }
 }
 
-/// Connections that are there, each with its backend.
-pub struct Kept {
-    vip: &'static str,
-    all: Vec<(Connection, String)>,
-}
-
-impl Kept {
-    pub fn open(lab: &Lab) -> Kept {
-        Kept::open_to(lab, LB)
-    }
-
-    pub fn open_to(lab: &Lab, vip: &'static str) -> Kept {
-        let all = lab.within("client", || {
-            let all = (0..20).map(|_| Connection::open(vip).unwrap());
-            let all = all.map(|mut connection| {
-                let owner = connection.host().unwrap();
-                (connection, owner)
-            });
-            all.collect()
-        });
-        Kept { vip, all }
-    }
-
-    /// Each is answered by its backend, and so is a new one by any.
-    pub fn go_on(&mut self, lab: &Lab) {
-        for (connection, owner) in &mut self.all {
-            assert_eq!(&connection.host().unwrap(), owner);
-        }
-        lab.within("client", || http::host(self.vip).unwrap());
-        assert_eq!(lab.status()["packets"]["sent"]["refused_no_flow"], 0);
-    }
-}
-
 /// Two backends that are checked often.
 fn checked(lab: &Lab) -> String {
     let text = format!(
@@ -84,7 +52,7 @@ fn an_interface_that_goes_down_and_up_loses_no_flow() {
         return;
     };
     let lb = lab.balance(&checked(&lab));
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     lab.at("lb", "ip link set eth0 down");
     told(&lb, "gets no new flows: ");
     // Longer than it takes until a check has failed for good.
@@ -105,7 +73,7 @@ fn an_interface_that_is_deleted_and_made_again_gets_the_program_back() {
     let test = "an_interface_that_is_deleted_and_made_again_gets_the_program_back";
     let Some(lab) = crate::lab(test) else { return };
     let lb = lab.balance(&checked(&lab));
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     let mac = lab.at("lb", "cat /sys/class/net/eth0/address");
     for _ in 0..2 {
         lab.at("lb", "ip link del eth0");
@@ -139,7 +107,7 @@ fn an_address_that_goes_and_comes_back_loses_no_flow() {
         return;
     };
     let lb = lab.balance(TWO);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     lab.at("lb", "ip addr del 10.0.0.5/24 dev eth0");
     told(&lb, "gets no new flows: ");
     lab.at("lb", "ip addr add 10.0.0.5/24 dev eth0");
@@ -158,7 +126,7 @@ fn a_new_first_address_leaves_flows_and_backends_with_the_old_one() {
     let test = "a_new_first_address_leaves_flows_and_backends_with_the_old_one";
     let Some(lab) = crate::lab(test) else { return };
     let lb = lab.balance(TWO);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     lab.at("lb", "ip addr add 10.0.0.6/24 dev eth0");
     lab.at("lb", "ip route replace 10.0.0.0/24 dev eth0 src 10.0.0.6");
     std::thread::sleep(Duration::from_millis(1500));
@@ -215,7 +183,7 @@ fn a_program_that_somebody_detached_is_attached_again() {
         return;
     };
     let lb = lab.balance(TWO);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     let program = lab.status()["program_id"].clone();
     for _ in 0..3 {
         lab.at("lb", "ip link set dev eth0 xdpgeneric off");
@@ -241,7 +209,7 @@ fn a_program_in_the_place_of_ours_is_waited_for_and_never_replaced() {
     let Some(lab) = crate::lab(test) else { return };
     lab.script("clang -O2 -g -target bpf -c \"$LAB_DIR/pass.bpf.c\" -o /run/pass.o");
     let lb = lab.balance(TWO);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     lab.at(
         "lb",
         "ip -force link set dev eth0 xdpgeneric obj /run/pass.o sec xdp",
@@ -272,7 +240,7 @@ fn a_configuration_file_that_vanishes_changes_nothing() {
     };
     let arguments = checked(&lab);
     let lb = lab.balance(&arguments);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     let file = lab.path(arguments.strip_prefix("-c ").unwrap());
     let text = fs::read(&file).unwrap();
     fs::remove_file(&file).unwrap();
@@ -294,7 +262,7 @@ fn a_mac_that_is_stolen_and_given_back_loses_no_flow() {
         return;
     };
     let lb = lab.balance(TWO);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     let mac = lab.at("http1", "cat /sys/class/net/eth0/address");
     let mac = mac
         .trim()

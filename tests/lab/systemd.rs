@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::lab::{Lab, TWO_UNCHECKED};
+use crate::common::load::Clients;
 use crate::common::own_kernel_or_skip;
-use crate::faults::Kept;
 
 const UNIT: &str = "xdp-proxy@eth0";
 const CONFIG: &str = "/etc/xdp-proxy/eth0.toml";
@@ -101,7 +101,7 @@ fn systemd_starts_reloads_restarts_and_stops_it_and_no_flow_is_lost() {
     let _installed = Installed::on(&lab);
     does(&format!("enable --now {UNIT}"));
     // Ready is what starts tell, so traffic is served.
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     assert!(
         property("StatusText").ends_with("-> 2 backends"),
         "{}",

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::HOSTS;
 use crate::common::books::{adds_up, still_moment};
 use crate::common::lab::{LB, Lab, sum};
+use crate::events::SOURCES;
 
 /// Counts of one moment at which no packet came.
 pub struct Books {
@@ -22,11 +23,12 @@ impl Books {
     /// its host sends itself, to check a backend or to refuse what a dead flow is sent,
     /// has not passed a router: its time to live is whole.
     pub fn open(lab: &Lab) {
+        let sources = SOURCES.join(", ");
         for (host, what) in hosts() {
             let table = format!(
                 "table netdev soak {{\nchain in {{\n\
                  type filter hook ingress device \"eth0\" priority 0\n\
-                 ip saddr {LB} tcp {what} counter\n}}\n}}\n"
+                 ip saddr {{ {LB}, {sources} }} tcp {what} counter\n}}\n}}\n"
             );
             let file = lab.write("books.nft", &table);
             lab.at(host, &format!("nft -f {file}"));

@@ -24,6 +24,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Long, as a busy machine lets servers wait.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const FALL: u32 = 2;
+/// Where flows come from as well, beside the load balancer's first address.
+pub const SOURCES: [&str; 2] = ["10.0.0.10", "10.0.0.11"];
 /// The program stays when the daemon ends, until `stop`.
 const PERSISTENT: &str = "--persist";
 /// After so many the allocator has all the room it wants.
@@ -53,6 +55,8 @@ pub struct Events<'a> {
     pub memory: Vec<Memory>,
     /// The file has one service alone.
     alone: bool,
+    /// It changes where flows come from, and whether their packets are counted.
+    roams: bool,
 }
 
 impl<'a> Events<'a> {
@@ -69,14 +73,20 @@ impl<'a> Events<'a> {
             slowest_start: Duration::ZERO,
             memory: Vec::new(),
             alone: true,
+            roams: false,
         };
+        for source in SOURCES {
+            lab.at("lb", &format!("ip addr add {source}/32 dev eth0"));
+        }
         events.file = events.write_file();
         events.start(PERSISTENT);
         events
     }
 
-    /// Lets things happen until then; with `kills`, the daemon is killed as well.
+    /// Lets things happen until then; with `kills`, the daemon is killed as well, and flows
+    /// come from one address, then from others.
     pub fn until(&mut self, end: Instant, kills: bool) {
+        self.roams = kills;
         while Instant::now() < end {
             self.pause(PAUSE_MS);
             self.come_back(false);
@@ -237,11 +247,16 @@ impl<'a> Events<'a> {
     }
 
     /// The service that has the traffic with other weights and in another order, and
-    /// now and then another service beside it.
+    /// now and then another service beside it or other source addresses.
     fn write_file(&mut self) -> String {
         let mut hosts = HOSTS;
         self.random.shuffle(&mut hosts);
-        let mut text = String::new();
+        let sources = match self.roams {
+            true => &SOURCES[..self.random.below(SOURCES.len() + 1)],
+            false => &[],
+        };
+        let counts = !self.roams || self.random.once_in(2);
+        let mut text = format!("flow_counters = {counts}\n");
         self.alone = !self.random.once_in(3);
         if !self.alone {
             let backend = address(hosts[0]);
@@ -252,7 +267,7 @@ impl<'a> Events<'a> {
         }
         let (interval, timeout) = (CHECK_INTERVAL.as_millis(), CHECK_TIMEOUT.as_millis());
         text += &format!(
-            "[[service]]\nlisten = \"{LB}:80\"\nhealth = {{ type = \"http\", interval = \
+            "[[service]]\nlisten = \"{LB}:80\"\nsource = {sources:?}\nhealth = {{ type = \"http\", interval = \
              \"{interval}ms\", timeout = \"{timeout}ms\", rise = 1, fall = {FALL} }}\n"
         );
         for host in hosts {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::lab;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, Balancer, LB, Lab};
-use crate::faults::Kept;
+use crate::common::load::Clients;
 use crate::switch::{OFTEN, kill_nginx, services, until};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -104,7 +104,7 @@ fn a_clock_that_jumps_by_years_ends_nothing_and_makes_nothing_older() {
     let begun = Instant::now();
     let clock = Clock::take();
     let lb = balance(&lab);
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     for years in [10, -20, 5] {
         clock.jump(years);
         // Sweeps and checks.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::lab;
 use crate::common::lab::{BINARY, LB, Lab, refusal};
-use crate::faults::{Kept, told};
+use crate::common::load::Clients;
+use crate::faults::told;
 
 const MIB: u64 = 1 << 20;
 /// What the load balancer runs in.
@@ -126,7 +127,7 @@ fn a_start_that_is_refused_memory_says_how_much_and_leaves_nothing() {
     assert!(!left.contains("xdp-proxy/"), "{left}");
     // The mend that was named.
     let lb = lab.balance_by(&format!("{} run -c {file}", limit.command(200 * MIB)));
-    Kept::open(&lab).go_on(&lab);
+    Clients::open(&lab).go_on(&lab);
     lb.end();
 }
 
@@ -138,7 +139,7 @@ fn a_reload_that_is_refused_memory_changes_nothing_and_works_once_there_is_room(
     let file = config(&lab, false);
     let limit = Limit::of_this_kernel(&lab);
     let lb = lab.balance_by(&format!("{} run -c {file}", limit.command(200 * MIB)));
-    let mut kept = Kept::open(&lab);
+    let mut kept = Clients::open(&lab);
     let program = lab.status()["program_id"].clone();
     config(&lab, true);
     limit.leave(&lab, 6 * MIB);

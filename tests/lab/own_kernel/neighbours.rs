@@ -4,13 +4,15 @@
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::lab;
 use crate::common::beside;
 use crate::common::lab::{BINARY, Balancer, LB, Lab};
-use crate::faults::{Kept, told};
+use crate::common::load::Clients;
+use crate::faults::told;
 use crate::privileges::with;
 use crate::switch::{kill_nginx, until};
 
@@ -102,10 +104,19 @@ fn all_are_up(lab: &Lab) -> bool {
     })
 }
 
+fn kernel_says_that_they_are_full() {
+    let log = Command::new("dmesg").output().unwrap();
+    let log = String::from_utf8_lossy(&log.stdout);
+    for table in ["arp_cache", "ndisc_cache"] {
+        let words = format!("{table}: neighbor table overflow!");
+        assert!(log.contains(&words), "{log}");
+    }
+}
+
 /// Nothing is lost by a flood that fills the tables, nor where there is no room any more for
 /// who has lost its entry, for longer than checks take to decide; and both are told.
 fn serves_on(lab: &Lab, lb: &Balancer) {
-    let mut kept = [Kept::open(lab), Kept::open_to(lab, LB6)];
+    let mut kept = [Clients::open(lab), Clients::open_to(lab, LB6)];
     let mut serves_for = |time| {
         let begun = Instant::now();
         while begun.elapsed() < time {
@@ -121,6 +132,7 @@ fn serves_on(lab: &Lab, lb: &Balancer) {
         |over| flood(lab, over),
         || {
             serves_for(Duration::from_secs(4));
+            kernel_says_that_they_are_full();
             limits.lower(["1"; 3]);
             for backend in ["10.0.0.2", "10.0.0.3", "fd00::2", "fd00::3"] {
                 lab.at("lb", &format!("ip neigh del {backend} dev eth0"));
