@@ -201,7 +201,7 @@ impl Daemon {
                 tracing::info!("{}: another xdp-proxy has taken over", self.interface.name);
                 Ok(())
             }
-            End::Signal if persists => {
+            End::Signal if persists && !self.absent => {
                 self.attachment.stay();
                 tracing::info!(
                     "{0}: program {1} serves on: `xdp-proxy run` goes on with it, `xdp-proxy stop \
