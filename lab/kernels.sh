@@ -168,8 +168,9 @@ init() { # TESTS SYSTEMD_TESTS
 # systemd, the units that others refer to, the journal, and one that runs the tests.
 make_systemd() { # ROOT
 	local unit program system=$1/etc/systemd/system
-	for program in systemd systemd-journald systemd-shutdown; do
-		install_here "$1" "$SYSTEMD/$program"
+	# Before 254 it has no executor.
+	for program in "$SYSTEMD"/systemd{,-executor,-journald,-shutdown}; do
+		[[ ! -e $program ]] || install_here "$1" "$program"
 	done
 	mkdir -p "$1$UNITS" "$system"/{sysinit,sockets,multi-user}.target.wants
 	cp -d "$UNITS"/*.target "$UNITS"/systemd-journald{.service,.socket,-dev-log.socket} "$1$UNITS"

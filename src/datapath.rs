@@ -31,7 +31,7 @@ use crate::tables::{Tables, with_room};
 use host::raise_memlock_limit;
 use map::Map;
 use sources::Transition;
-use words::{explain_load, keep_libbpf_quiet, take_libbpf_words};
+use words::{explain_load, explain_memory, keep_libbpf_quiet, take_libbpf_words};
 
 /// The maps that flows live in, beside their tables.
 const FLOW_MAPS: [&str; 3] = ["groups", "fragments", "outcome_counters"];
@@ -175,10 +175,11 @@ impl Datapath {
             }
         }
 
+        let maps_bytes = tables.memory_bytes(cpus());
         take_libbpf_words();
         let skeleton = open
             .load()
-            .map_err(|error| explain_load(&error, tables.memory_bytes(cpus())))?;
+            .map_err(|error| explain_load(&error, maps_bytes))?;
         let maps = skeleton.object().maps().map(|map| Map::of(&map));
         let mut datapath = Datapath {
             maps: Maps::new(maps.collect::<Result<_>>()?),
@@ -192,8 +193,9 @@ impl Datapath {
         }
         datapath
             .place_sources(tables, old)
-            .context("filling the ports")?;
-        datapath.fill(tables, old).context("filling the maps")?;
+            .and_then(|()| datapath.fill(tables, old))
+            .map_err(|error| explain_memory(error, maps_bytes))
+            .context("filling the maps")?;
         Ok(datapath)
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! Parse, dispatch, exit code: 0 done, 1 failed, 2 bad usage or configuration.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -71,10 +71,12 @@ fn load(args: ConfigArgs) -> Result<Config> {
     Ok(config::load(&args.into_input(), &host)?)
 }
 
+/// Who has read enough, as `head` has, need not be told of the rest.
 fn print(text: &str) -> Result<()> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing to stdout")
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("writing to stdout"),
+    }
 }
 
 fn log_to_stderr(args: &RunArgs) {

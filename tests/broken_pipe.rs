@@ -26,3 +26,18 @@ fn an_error_that_nobody_reads_keeps_its_exit_code() {
         assert_eq!(status.code(), Some(code), "{arguments}");
     }
 }
+
+/// As in `xdp-proxy manual | head -1`.
+#[test]
+fn who_has_read_enough_hears_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xdp-proxy"))
+        .arg("manual")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stderr, b"", "{output:?}");
+}

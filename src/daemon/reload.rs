@@ -149,8 +149,13 @@ fn difference(old: &Config, new: &Config) -> String {
             })
             .collect()
     };
+    let switch = match (old.flow_counters, new.flow_counters) {
+        (false, true) => "flow_counters on; ",
+        (true, false) => "flow_counters off; ",
+        _ => "",
+    };
     format!(
-        "services: {}; backends: {}",
+        "{switch}services: {}; backends: {}",
         counts(&services(old), &services(new)),
         counts(&backends(old), &backends(new))
     )

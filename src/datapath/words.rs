@@ -2,6 +2,7 @@
 //! What libbpf and the kernel say of a failure, in place of a bare errno.
 
 use std::sync::Mutex;
+use std::{fmt, io};
 
 use anyhow::anyhow;
 use libbpf_rs::{ErrorKind, PrintLevel};
@@ -42,10 +43,8 @@ pub(super) fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
 /// other memory for what the maps take, EACCES and EINVAL after the verifier, whose last
 /// words stand before its statistics.
 pub(super) fn explain_load(error: &libbpf_rs::Error, maps_bytes: usize) -> anyhow::Error {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let maps = format!("the maps, which take {:.1} MiB", mib(maps_bytes as u64));
     let denied = error.kind() == ErrorKind::PermissionDenied;
-    let locked = memlock_limit().filter(|limit| denied && *limit != RLIM_INFINITY);
+    let no_memory = error.kind() == ErrorKind::OutOfMemory;
     let words = take_libbpf_words().join("\n");
     let verdict = words
         .lines()
@@ -54,19 +53,46 @@ pub(super) fn explain_load(error: &libbpf_rs::Error, maps_bytes: usize) -> anyho
         .last();
     match verdict {
         Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
-        None if let Some(limit) = locked => anyhow!(
-            "the limit of locked memory, {:.1} MiB, leaves no room for {maps} ({error}): raise it \
-             (ulimit -l unlimited, LimitMEMLOCK=infinity)",
-            mib(limit)
-        ),
-        None if error.kind() == ErrorKind::OutOfMemory => anyhow!(
-            "the kernel has no memory for {maps} ({error}): let this process's control group have \
-             more (memory.max, MemoryMax=), or configure less (`xdp-proxy check` tells what it takes)"
-        ),
+        None if let Some(why) = memory_refused(denied, no_memory, error, maps_bytes) => why,
         None if denied => anyhow!(
             "the kernel does not let this process load a program ({error}): run it as root, \
              or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
         ),
         None => anyhow!("the kernel refused the program or its maps: {error}"),
+    }
+}
+
+/// What keeps a map from being made or filled: more than a bare errno where it is memory.
+pub(super) fn explain_memory(error: anyhow::Error, maps_bytes: usize) -> anyhow::Error {
+    let mut causes = error.chain();
+    let Some(cause) = causes.find_map(|cause| cause.downcast_ref::<io::Error>()) else {
+        return error;
+    };
+    let denied = cause.kind() == io::ErrorKind::PermissionDenied;
+    let no_memory = cause.kind() == io::ErrorKind::OutOfMemory;
+    memory_refused(denied, no_memory, cause, maps_bytes).unwrap_or(error)
+}
+
+/// Memory for the maps was refused, if that is what the kernel's answer means.
+fn memory_refused(
+    denied: bool,
+    no_memory: bool,
+    error: &dyn fmt::Display,
+    maps_bytes: usize,
+) -> Option<anyhow::Error> {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let maps = format!("the maps, which take {:.1} MiB", mib(maps_bytes as u64));
+    let locked = memlock_limit().filter(|limit| denied && *limit != RLIM_INFINITY);
+    match locked {
+        Some(limit) => Some(anyhow!(
+            "the limit of locked memory, {:.1} MiB, leaves no room for {maps} ({error}): raise it \
+             (ulimit -l unlimited, LimitMEMLOCK=infinity)",
+            mib(limit)
+        )),
+        None if no_memory => Some(anyhow!(
+            "the kernel has no memory for {maps} ({error}): let this process's control group have \
+             more (memory.max, MemoryMax=), or configure less (`xdp-proxy check` tells what it takes)"
+        )),
+        None => None,
     }
 }

@@ -174,7 +174,9 @@ fn flows_that_nobody_counts_have_no_counters() {
     // From a reload on new ones are counted, and old ones as they were.
     for (switched_on, wanted) in [(true, 1), (false, 0), (true, 1)] {
         lab.write("web.toml", &with(switched_on));
-        lab.at("lb", &format!("{BINARY} reload"));
+        let reloaded = lab.at("lb", &format!("{BINARY} reload"));
+        let word = format!("flow_counters {}; ", if switched_on { "on" } else { "off" });
+        assert!(reloaded.contains(&word), "{reloaded}");
         kept.push(open());
         kept[0].get("/small").unwrap();
         assert_eq!(counted(), wanted, "{switched_on}");

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,15 @@ fn all_are_up(lab: &Lab) -> bool {
     })
 }
 
+fn kernel_says_that_they_are_full() {
+    let log = Command::new("dmesg").output().unwrap();
+    let log = String::from_utf8_lossy(&log.stdout);
+    for table in ["arp_cache", "ndisc_cache"] {
+        let words = format!("{table}: neighbor table overflow!");
+        assert!(log.contains(&words), "{log}");
+    }
+}
+
 /// Nothing is lost by a flood that fills the tables, nor where there is no room any more for
 /// who has lost its entry, for longer than checks take to decide; and both are told.
 fn serves_on(lab: &Lab, lb: &Balancer) {
@@ -122,6 +132,7 @@ fn serves_on(lab: &Lab, lb: &Balancer) {
         |over| flood(lab, over),
         || {
             serves_for(Duration::from_secs(4));
+            kernel_says_that_they_are_full();
             limits.lower(["1"; 3]);
             for backend in ["10.0.0.2", "10.0.0.3", "fd00::2", "fd00::3"] {
                 lab.at("lb", &format!("ip neigh del {backend} dev eth0"));
