@@ -53,17 +53,22 @@ static __always_inline __u32 backend_in(const void *table, __u32 place)
 	return *(const __u16 *)(table + list + member * sizeof(__u16));
 }
 
+/* The same, by the table's index; a function of its own, which the verifier walks once. */
+__noinline int backend_at(__u32 maglev, __u32 place)
+{
+	const void *table = bpf_map_lookup_elem(&maglevs, &maglev);
+
+	return table ? backend_in(table, place) : 0;
+}
+
 /* The least busy of up to LEAST_TRIES members, from any one on; 0: none. */
 __noinline int least_busy(__u32 maglev, __u32 members)
 {
-	const void *table = bpf_map_lookup_elem(&maglevs, &maglev);
 	__u32 first = scale(bpf_get_prandom_u32(), members), best = 0;
 	__u64 best_load = 0, best_weight = 1;
 
-	if (!table)
-		return 0;
 	for (__u32 i = 0; i < LEAST_TRIES && i < members; i++) {
-		__u32 index = backend_in(table, (first + i) % members);
+		__u32 index = backend_at(maglev, (first + i) % members);
 		const struct backend *backend =
 			bpf_map_lookup_elem(&backends, &index);
 		__u64 *load = load_of(index), after;
