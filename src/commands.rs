@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
+use nix::net::if_::if_nameindex;
 
 use crate::config::{self, Footprint};
 use crate::control::{self, Request, Response};
@@ -141,9 +142,26 @@ pub(crate) fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
 }
 
 pub(crate) fn nothing_runs(interface: Option<&str>) -> String {
+    if let Some((name, id)) = hidden(interface) {
+        return format!(
+            "no daemon of xdp-proxy runs on {name}, and what its XDP program {id} is, this process \
+             may not see: try again as root"
+        );
+    }
     let place = interface.unwrap_or("any interface");
     format!(
         "no xdp-proxy runs on {place} in this network namespace: start one with `xdp-proxy run`, \
          or go to its namespace with `ip netns exec` or `docker exec`"
     )
+}
+
+/// An interface with a program that may be ours, as far as this process may know.
+fn hidden(interface: Option<&str>) -> Option<(String, u32)> {
+    let all = if_nameindex().ok()?;
+    all.iter().find_map(|there| {
+        let name = there.name().to_str().ok()?;
+        let is_meant = interface.is_none_or(|meant| meant == name);
+        let program = datapath::attached(there.index()).ok()??;
+        (is_meant && program.name.is_none()).then(|| (name.to_owned(), program.id))
+    })
 }

@@ -2,14 +2,14 @@
 //! What a service manager hears: readiness, reloads, the end, and that it lives.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::common::http;
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab};
@@ -118,6 +118,18 @@ fn a_service_manager_hears_of_readiness_reloads_and_the_end() {
     assert_eq!(lb.wait().code(), Some(0));
 }
 
+/// Nobody else can open the file until this one is dropped, or 45 s are over
+/// (`fs.lease-break-time`).
+fn lease(path: &Path) -> File {
+    let file = File::open(path).unwrap();
+    // SAFETY: no handler is set: who is asked to give it back does not listen.
+    unsafe { signal(Signal::SIGIO, SigHandler::SigIgn) }.unwrap();
+    // SAFETY: it takes no pointer.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    file
+}
+
 #[test]
 fn the_watchdog_hears_two_pings_a_period_and_none_of_a_daemon_that_hangs() {
     let test = "the_watchdog_hears_two_pings_a_period_and_none_of_a_daemon_that_hangs";
@@ -131,18 +143,15 @@ fn the_watchdog_hears_two_pings_a_period_and_none_of_a_daemon_that_hangs() {
     let pings = manager.pings(2 * PERIOD);
     assert!((4..=5).contains(&pings), "{pings} in two periods");
 
-    // To open a pipe that nobody writes to takes for ever: the loop hangs.
-    let path = lab.path(&file);
-    fs::remove_file(&path).unwrap();
-    mkfifo(&path, Mode::S_IRUSR).unwrap();
+    // To open a file that somebody has a lease on takes long: the loop hangs.
+    lab.write("web.toml", &web(&[HTTP1, HTTP2]));
+    let leased = lease(&lab.path(&file));
     lb.signal(Signal::SIGHUP);
     manager.hear_of("RELOADING");
     assert_eq!(manager.pings(2 * PERIOD), 0, "it hangs and pings");
     // The program serves without it.
     lab.within("client", || http::host(LB).unwrap());
-    let mut pipe = OpenOptions::new().write(true).open(&path).unwrap();
-    pipe.write_all(web(&[HTTP1, HTTP2]).as_bytes()).unwrap();
-    drop(pipe);
+    drop(leased);
     assert!(manager.hear_of("READY")["STATUS"].ends_with("-> 2 backends"));
     let pings = manager.pings(2 * PERIOD);
     assert!((4..=5).contains(&pings), "{pings} in two periods");

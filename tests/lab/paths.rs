@@ -161,7 +161,7 @@ fn a_backend_reached_from_an_address_without_ports_is_told_apart() {
     });
     let reason = backend(&lab.status(), 0)["reason"].to_string();
     assert!(
-        reason.contains("10.0.0.77") && reason.contains("start again"),
+        reason.contains("10.0.0.77") && reason.contains("a reload gives it some"),
         "{reason}"
     );
     assert!(lb.log().contains(reason.trim_matches('"')), "{}", lb.log());

@@ -155,7 +155,12 @@ fn pins_of_an_interface_that_is_gone_are_removed_by_its_daemon_or_the_next() {
     let left = bpffs.programs();
     lab.at("lb", "ip link del two");
     add("three", "10.3.0.1");
-    kill_9(serve("three", "10.3.0."));
+    let lb = serve("three", "10.3.0.");
+    let start = Instant::now();
+    while bpffs.programs().contains(&left[0]) {
+        assert!(start.elapsed() < Duration::from_secs(5), "{}", lb.log());
+    }
+    kill_9(lb);
     let lb = bpffs.balance();
     assert!(!lb.log().contains("pins of"), "{}", lb.log());
     assert_eq!(bpffs.programs().len(), 2);

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 
+use nix::sys::signal::Signal;
+
 use crate::common::http;
 use crate::common::lab::{BINARY, Balancer, HTTP1, LB, Lab, TWO, refusal};
 
@@ -161,4 +163,26 @@ fn a_file_that_a_reload_could_not_read_is_told_at_the_start() {
     assert!(error.contains("let this user read it"), "{error}");
     lab.within("client", || http::host(LB).unwrap());
     lb.end();
+}
+
+#[test]
+fn what_an_ordinary_user_may_not_look_into_is_not_said_to_be_nothing() {
+    let test = "what_an_ordinary_user_may_not_look_into_is_not_said_to_be_nothing";
+    let Some(lab) = crate::lab(test) else { return };
+    let lb = lab.balance(TWO);
+    let program = lab.status()["program_id"].clone();
+    lb.signal(Signal::SIGKILL);
+    lb.wait();
+    for command in ["status", "flows -i eth0", "stop"] {
+        let output = lab.try_at("lb", &format!("{NOBODY} {BINARY} {command}"));
+        let error = refusal(&output, 1);
+        let word = format!("on eth0, and what its XDP program {program} is");
+        assert!(error.contains(&word), "{command}: {error}");
+    }
+    lab.at("lb", &format!("{BINARY} stop"));
+    let error = refusal(&lab.try_at("lb", &format!("{NOBODY} {BINARY} status")), 1);
+    assert!(
+        error.contains("no xdp-proxy runs on any interface"),
+        "{error}"
+    );
 }
