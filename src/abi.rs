@@ -16,12 +16,12 @@ include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener, maglev,
-    port_map, ports, service, source_list,
+    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener, port_map,
+    ports, service, source_list,
 };
 
 /// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 /// Places where an address or a service may be (`PROBES` in abi.h).
 pub const PROBES: usize = 4;
 /// Slots of one source address (`PORTS` in abi.h).
@@ -58,7 +58,6 @@ unsafe impl plain::Plain for backend {}
 unsafe impl plain::Plain for backend_counters {}
 unsafe impl plain::Plain for flow_counters {}
 unsafe impl plain::Plain for ip_address {}
-unsafe impl plain::Plain for maglev {}
 unsafe impl plain::Plain for port_map {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
@@ -71,7 +70,6 @@ const _: () = {
     assert!(size_of::<backend>() == 52);
     assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);
-    assert!(size_of::<maglev>() == 2 * crate::maglev::TABLE_SIZE + 2);
     assert!(size_of::<flow>() == 64);
     assert!(size_of::<group>() == 24 + 2 * GROUP_SLOTS);
     assert!(size_of::<ports>() == 4 + 2 * (PORTS.div_ceil(GROUP_SLOTS) + 1));

@@ -104,6 +104,7 @@ impl Datapath {
             .rodata_data
             .as_mut()
             .context("the program has no settings")?;
+        let packing = tables.packing();
         let notes = tables.notes(rodata.layout, settings.hash_seed);
         let notes = serde_json::to_vec(&notes).context("writing notes")?;
         rodata.hash_seed = settings.hash_seed;
@@ -115,6 +116,8 @@ impl Datapath {
         rodata.relisted = tables.is_relisted().into();
         rodata.sources_v4 = tables.sources_of(false);
         rodata.sources_v6 = tables.sources_of(true);
+        rodata.place_bits = packing.bits;
+        rodata.places_bytes = packing.places_bytes() as u32;
         rodata.serves_ipv6 = tables.serves_ipv6.into();
         rodata.serves_udp = tables.serves_udp.into();
         rodata.counts_loads = tables.counts_loads.into();
@@ -152,9 +155,13 @@ impl Datapath {
             map.set_max_entries(entries)
                 .with_context(|| format!("sizing the map {:?}", map.name()))?;
         }
-        maps.notes
-            .set_value_size(notes.len() as u32)
-            .context("sizing the map of notes")?;
+        for (map, bytes) in [
+            (&mut maps.notes, notes.len()),
+            (&mut maps.maglevs, packing.value_bytes()),
+        ] {
+            map.set_value_size(bytes as u32)
+                .with_context(|| format!("sizing the values of the map {:?}", map.name()))?;
+        }
         if let Some(old) = old {
             old.check_layout(layout)?;
             hand_over(old, &mut open, tables)?;
@@ -347,17 +354,19 @@ fn hand_over(old: &Maps, open: &mut abi::OpenXdpProxySkel<'_>, tables: &Tables) 
             continue;
         };
         let old = old.named(&name)?;
+        let same_value = old.value_bytes == map.value_size() as usize;
         ensure!(
-            old.value_bytes == map.value_size() as usize,
+            same_value || name == "maglevs",
             "a value of the running map {name:?} has {} bytes, not {}",
             old.value_bytes,
             map.value_size()
         );
         // Flows that began uncounted must not be given the counts of others.
-        let fits = match &*name {
-            "flows" | "flow_counters" => !starts_anew && old.max_entries as usize == *entries,
-            _ => old.max_entries as usize >= *entries,
-        };
+        let fits = same_value
+            && match &*name {
+                "flows" | "flow_counters" => !starts_anew && old.max_entries as usize == *entries,
+                _ => old.max_entries as usize >= *entries,
+            };
         if fits {
             map.reuse_fd(old.as_fd())
                 .with_context(|| format!("handing over the map {name:?}"))?;

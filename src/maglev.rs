@@ -81,6 +81,71 @@ pub fn roll(members: &[Member]) -> Box<[u16]> {
     table
 }
 
+/// How the program has the tables (`maglevs` in maps.h): each entry is the number
+/// of a backend within its service, in as few bits as the largest service needs, and
+/// behind the entries are the backends' indexes by these numbers. With more
+/// than 256 backends the entries are the indexes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// Of an entry: 1, 2, 4, 8 or 16.
+    pub bits: u32,
+}
+
+impl Packing {
+    /// For services with so many backends at most.
+    pub fn of(backends: usize) -> Packing {
+        let narrow = [1, 2, 4, 8].into_iter();
+        let bits = narrow.into_iter().find(|bits| backends <= 1 << bits);
+        Packing {
+            bits: bits.unwrap_or(u16::BITS),
+        }
+    }
+
+    /// What all entries take.
+    pub fn places_bytes(self) -> usize {
+        (TABLE_SIZE * self.bits as usize).div_ceil(32) * size_of::<u32>()
+    }
+
+    /// The same with the indexes behind them.
+    pub fn value_bytes(self) -> usize {
+        let numbers = if self.has_list() { 1 << self.bits } else { 0 };
+        self.places_bytes() + numbers * size_of::<u16>()
+    }
+
+    fn has_list(self) -> bool {
+        self.bits < u16::BITS
+    }
+
+    /// The table of a service that has these backends, by their indexes. As long as
+    /// it has them, the list stays as it is, so that the program may read it meanwhile.
+    pub fn pack(self, table: &[u16], backends: &[u16]) -> Vec<u8> {
+        let last = table.iter().max().copied().unwrap_or_default();
+        let mut value = Vec::with_capacity(self.value_bytes());
+        // Without a backend in it, all of it is 0, which is nobody's index.
+        if last > 0 {
+            let mut numbers: Vec<u16> = (0..=last).collect();
+            if self.has_list() {
+                for (index, number) in backends.iter().zip(0..) {
+                    if let Some(place) = numbers.get_mut(usize::from(*index)) {
+                        *place = number;
+                    }
+                }
+            }
+            for entries in table.chunks((u32::BITS / self.bits) as usize) {
+                let word = entries.iter().rev().fold(0u32, |word, index| {
+                    word << self.bits | u32::from(numbers[usize::from(*index)])
+                });
+                value.extend(word.to_ne_bytes());
+            }
+            if self.has_list() {
+                value.extend(backends.iter().flat_map(|index| index.to_ne_bytes()));
+            }
+        }
+        value.resize(self.value_bytes(), 0);
+        value
+    }
+}
+
 /// Those that get anything, in an order of their own.
 fn weighted(members: &[Member]) -> Vec<Member> {
     let mut members: Vec<Member> = members

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use xdp_proxy::maglev::{Member, TABLE_SIZE, table};
+use xdp_proxy::maglev::{Member, Packing, TABLE_SIZE, table};
 
 /// Members with the weights given, at addresses that follow from the seed and
 /// the position; the first has index 1.
@@ -116,6 +116,51 @@ fn the_tables_are_the_ones_they_have_always_been() {
         digest(&table(&[members(0, &[1])[0], v6])),
         0xb64f_0fad_2e73_0cc2
     );
+}
+
+/// What the program reads of a packed table: the index in a place.
+fn unpacked(packing: Packing, value: &[u8], place: usize) -> u16 {
+    let bit = place * packing.bits as usize;
+    let word = value[bit / 32 * 4..][..4].try_into().unwrap();
+    let number = u32::from_ne_bytes(word) >> (bit % 32) & ((1 << packing.bits) - 1);
+    if packing.bits == 16 {
+        return number as u16;
+    }
+    let index = &value[packing.places_bytes() + 2 * number as usize..][..2];
+    u16::from_ne_bytes(index.try_into().unwrap())
+}
+
+#[test]
+fn a_packed_table_leads_to_the_same_backends_in_as_few_bits_as_tell_them_apart() {
+    for (backends, bits) in [
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (4, 2),
+        (5, 4),
+        (16, 4),
+        (17, 8),
+        (256, 8),
+        (257, 16),
+        (3000, 16),
+    ] {
+        let mut members = members(0, &vec![1; backends]);
+        for (member, index) in members.iter_mut().zip((1..=65_000).rev().step_by(21)) {
+            member.index = index;
+        }
+        let indexes: Vec<u16> = members.iter().map(|member| member.index).collect();
+        let packing = Packing::of(backends);
+        assert_eq!(packing.bits, bits);
+        // Some that get no flows are in no place, but have their numbers.
+        for takers in [backends, backends.div_ceil(2), 0] {
+            let table = table(&members[backends - takers..]);
+            let value = packing.pack(&table, &indexes);
+            assert_eq!(value.len(), packing.value_bytes());
+            for (place, index) in table.iter().enumerate() {
+                assert_eq!(unpacked(packing, &value, place), *index, "place {place}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@
  * of this file or of config.h, a map or a hash over them changes. Maps of another
  * layout are never taken over.
  */
-#define LAYOUT 3
+#define LAYOUT 4
 
 /* Counts that bound loops and sizes. */
 #define SOURCES 16  /* source addresses, at most */
@@ -60,6 +60,7 @@
 #define STEPS 128      /* groups of one source address where a flow may be */
 #define PROBES 4       /* places where an address or a service may be */
 #define MAGLEV_ENTRIES 65537
+#define PLACE_BITS_MAX 16   /* of an entry that holds an index itself */
 #define VLAN_TAGS 2	    /* of a frame: 802.1ad and 802.1Q */
 #define FRAGMENTED 8192	    /* datagrams in fragments that are remembered */
 #define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */

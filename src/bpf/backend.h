@@ -32,29 +32,43 @@ static __always_inline __u32 client_hash(const struct packet *packet)
 }
 
 /* The index in a place of a look-up table; 0: none. */
-static __always_inline __u32 backend_in(const struct maglev *table, __u32 place)
+static __always_inline __u32 backend_in(const void *table, __u32 place)
 {
+	__u32 bits = place_bits, list = places_bytes;
+	__u32 word = place * bits / 32 * sizeof(__u32), member;
+
 	/*
-	 * clang 14 knows that this is below and drops the check, without which
-	 * the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
+	 * clang 14 knows that the place is below and may drop the check, without
+	 * which the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
 	 * r2 &= 262142; r0 += r2): "R0 max value is outside of the allowed
 	 * memory range".
 	 */
-	barrier_var(place);
-	return place < MAGLEV_ENTRIES ? table->backend[place] : 0;
+	barrier_var(word);
+	if (word > list - sizeof(__u32))
+		return 0;
+	member = *(const __u32 *)(table + word) >> place * bits % 32;
+	member &= (1U << bits) - 1;
+	if (bits == PLACE_BITS_MAX)
+		return member;
+	return *(const __u16 *)(table + list + member * sizeof(__u16));
+}
+
+/* The same, by the table's index; a function of its own, which the verifier walks once. */
+__noinline int backend_at(__u32 maglev, __u32 place)
+{
+	const void *table = bpf_map_lookup_elem(&maglevs, &maglev);
+
+	return table ? backend_in(table, place) : 0;
 }
 
 /* The least busy of up to LEAST_TRIES members, from any one on; 0: none. */
 __noinline int least_busy(__u32 maglev, __u32 members)
 {
-	const struct maglev *table = bpf_map_lookup_elem(&maglevs, &maglev);
 	__u32 first = scale(bpf_get_prandom_u32(), members), best = 0;
 	__u64 best_load = 0, best_weight = 1;
 
-	if (!table)
-		return 0;
 	for (__u32 i = 0; i < LEAST_TRIES && i < members; i++) {
-		__u32 index = backend_in(table, (first + i) % members);
+		__u32 index = backend_at(maglev, (first + i) % members);
 		const struct backend *backend =
 			bpf_map_lookup_elem(&backends, &index);
 		__u64 *load = load_of(index), after;
@@ -77,7 +91,7 @@ __noinline int least_busy(__u32 maglev, __u32 members)
 static __always_inline struct backend *pick_backend(struct packet *packet)
 {
 	const struct service *service = service_of(packet->service);
-	const struct maglev *table;
+	const void *table;
 	__u32 key, index, place;
 
 	if (!service)

@@ -105,13 +105,4 @@ struct source_list {
 	__u8 list[LISTS];
 };
 
-/*
- * Which backend a new flow goes to: its index in each place. By consistent
- * hashing; in turns for round-robin; each once for least-connections.
- */
-struct maglev {
-	__u16 backend[MAGLEV_ENTRIES];
-	__u16 pad;
-};
-
 #endif /* __XDP_PROXY_CONFIG_H__ */

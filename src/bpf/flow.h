@@ -63,6 +63,8 @@ static __always_inline __u32 find_slot(const struct packet *packet,
 		nth = nth < count ? nth : nth - count;
 		*source = count ? service->source[nth % SOURCES] :
 				  backend->source;
+		if (!i && !pressed && is_roomy_home(packet, *source))
+			return 0;
 		steps = find_room(*source, packet->hash, pressed);
 	}
 	return steps;

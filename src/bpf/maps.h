@@ -37,6 +37,9 @@ const volatile __u8 relisted = 0;
 /* The source addresses of each family, in which a client's flow may be. */
 const volatile struct source_list sources_v4 = {};
 const volatile struct source_list sources_v6 = {};
+/* The shape of a look-up table, below: as wide as the service with most needs. */
+const volatile __u32 place_bits = 1;
+const volatile __u32 places_bytes = 0;
 /* The interface can carry packets whose checksum is still to be completed. */
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
@@ -147,11 +150,19 @@ struct {
 	__type(value, struct ip_address);
 } sources SEC(".maps");
 
+/*
+ * Which backend a new flow goes to, by consistent hashing; in turns for round-robin;
+ * each once for least-connections. A place has the number of a backend within its
+ * service, in `place_bits`, and behind all places, from `places_bytes` on, is the index
+ * of each. So the table of a service with two has 8 KB, and of one with up to
+ * sixteen 32, where its indexes alone had 128: a new flow's place is mostly in the
+ * processor's cache. With more than 256 there is no list; the places have the indexes.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1); /* set at load */
-	__type(key, __u32);
-	__type(value, struct maglev);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32)); /* set at load */
 } maglevs SEC(".maps");
 
 /*

@@ -275,6 +275,16 @@ __noinline int find_room(__u32 source, __u32 hash, bool pressed)
 	return make_room(source, hash, pressed);
 }
 
+/* Whether that is where the packet's flow was looked for first: mostly it is. */
+static __always_inline bool is_roomy_home(const struct packet *packet,
+					  __u32 source)
+{
+	__u32 index = group_after(source, packet->hash, 0);
+	const struct group *home = group_at(index);
+
+	return home && index == packet->home && room_in(home) >= ROOMY;
+}
+
 /* Notes in a flow's first home that it is further on; false: a race was lost. */
 __noinline int note_reach(__u32 source, __u32 steps)
 {
@@ -297,13 +307,17 @@ __noinline int note_reach(__u32 source, __u32 steps)
 		first->insertions++;
 		if (!in_first)
 			first->reach |= SPILLED;
+		else if ((first->reach & ~SPILLED) < steps)
+			first->reach = (first->reach & SPILLED) | steps;
 	}
 	bpf_spin_unlock(&first->lock);
+	if (raced || in_first)
+		return !raced;
 	bpf_spin_lock(&home->lock);
-	if (!raced && (home->reach & ~SPILLED) < steps)
+	if ((home->reach & ~SPILLED) < steps)
 		home->reach = (home->reach & SPILLED) | steps;
 	bpf_spin_unlock(&home->lock);
-	return !raced;
+	return true;
 }
 
 /*

@@ -276,6 +276,18 @@ __noinline int is_elsewhere(__u32 kind)
 	return false;
 }
 
+/*
+ * Whether the group one step from home has the flow's tag. Inlined: of a table that is
+ * nearly full most groups have flows one step further, and new flows are in none of
+ * them.
+ */
+static __always_inline bool may_be_next(__u32 source, __u32 hash)
+{
+	const struct group *next = group_at(group_after(source, hash, 1));
+
+	return next && matches(next, tag_of(hash));
+}
+
 /* The flow of a packet that a client sent; NULL: none. Sets slot. */
 static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 							enum packet_kind kind)
@@ -285,6 +297,7 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 	const struct group *home = group_at(index);
 	struct flow *flow;
 	__u64 found;
+	__u8 reach;
 
 	if (!home)
 		return NULL;
@@ -300,7 +313,9 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 		if (found & (found - 1) && is_after(kind, source, 0))
 			return flow_at(packet->slot);
 	}
-	if (!*(const volatile __u8 *)&home->reach && !carries_flows())
+	reach = *(const volatile __u8 *)&home->reach;
+	if (!carries_flows() &&
+	    (!reach || (reach == 1 && !may_be_next(source, packet->hash))))
 		return NULL;
 	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;
 }

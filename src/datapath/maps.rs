@@ -149,14 +149,8 @@ impl Maps {
     pub fn write_maglev(&self, tables: &Tables, index: usize) -> Result<()> {
         let service = &tables.services[index];
         if service.tenure == Tenure::Configured {
-            let mut bytes: Vec<u8> = tables
-                .maglev(index)
-                .iter()
-                .flat_map(|entry| entry.to_ne_bytes())
-                .collect();
-            bytes.resize(size_of::<types::maglev>(), 0);
             self.named("maglevs")?
-                .update(service.entry.maglev, &bytes)?;
+                .update(service.entry.maglev, &tables.packed_maglev(index))?;
         }
         self.write_service(tables, index)
     }

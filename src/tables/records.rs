@@ -135,4 +135,11 @@ impl Tables {
             }
         }
     }
+
+    /// The same as the program has it.
+    pub fn packed_maglev(&self, index: usize) -> Vec<u8> {
+        let backends = self.services[index].backends.iter();
+        let backends: Vec<u16> = backends.map(|number| *number as u16).collect();
+        self.packing().pack(&self.maglev(index), &backends)
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::{Tables, Tenure};
 use crate::abi;
+use crate::maglev::Packing;
 use crate::service::SOURCES_MAX;
 
 /// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
@@ -18,6 +19,12 @@ impl Tables {
     pub fn maglevs(&self) -> usize {
         let places = self.services.iter().map(|service| service.entry.maglev);
         places.max().map_or(0, |last| last as usize + 1)
+    }
+
+    /// How they are packed: all alike.
+    pub fn packing(&self) -> Packing {
+        let backends = self.services.iter().map(|service| service.backends.len());
+        Packing::of(backends.max().unwrap_or_default())
     }
 
     /// How many flows there can be at a time.
@@ -58,7 +65,7 @@ impl Tables {
             + self.listeners.entries.len() * size_of::<abi::listener>()
             + self.listeners.port_maps.len().max(1) * size_of::<abi::port_map>()
             + self.addresses.len() * size_of::<abi::address>()
-            + with_room(self.maglevs()) * size_of::<abi::maglev>()
+            + with_room(self.maglevs()) * self.packing().value_bytes()
             + backends * size_of::<abi::backend>()
             + with_room(backends) * (size_of::<u64>() + cpus * size_of::<abi::backend_counters>())
             + abi::FRAGMENTED * FRAGMENT_BYTES

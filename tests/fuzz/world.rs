@@ -246,12 +246,10 @@ impl World {
         let takers: Vec<bool> = (1..=self.rig.tables.backends.len())
             .map(|index| self.takers(service).any(|taker| taker == index))
             .collect();
-        let contents = self.maglevs.entry((service, takers)).or_insert_with(|| {
-            let entries = self.rig.tables.maglev(service);
-            let mut bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_ne_bytes()).collect();
-            bytes.resize(size_of::<abi::maglev>(), 0);
-            bytes
-        });
+        let contents = self
+            .maglevs
+            .entry((service, takers))
+            .or_insert_with(|| self.rig.tables.packed_maglev(service));
         let place = self.rig.tables.services[service].entry.maglev;
         self.maps.write_maglev(place, contents);
     }

@@ -34,6 +34,8 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.relisted = tables.is_relisted().into();
     rodata.sources_v4 = tables.sources_of(false);
     rodata.sources_v6 = tables.sources_of(true);
+    rodata.place_bits = tables.packing().bits;
+    rodata.places_bytes = tables.packing().places_bytes() as u32;
     rodata.serves_ipv6 = tables.serves_ipv6.into();
     rodata.serves_udp = tables.serves_udp.into();
     rodata.counts_loads = tables.counts_loads.into();
@@ -43,6 +45,8 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.complete_checksums = settings.complete_checksums.into();
     rodata.handles_vlan = settings.handles_vlan.into();
     rodata.tags_may_hide = settings.tags_may_hide.into();
+    let bytes = tables.packing().value_bytes() as u32;
+    open.maps.maglevs.set_value_size(bytes).expect("a size");
     let program = &mut open.progs.xdp_proxy;
     program.set_log_level(STATISTICS);
     // SAFETY: the log outlives the load, which is the last to write to it.

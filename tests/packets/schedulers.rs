@@ -47,6 +47,34 @@ fn round_robin_goes_through_the_backends_in_turns_by_weight() {
 }
 
 #[test]
+fn a_place_is_read_in_as_many_bits_as_the_number_of_backends_needs() {
+    if !root_or_skip("a_place_is_read_in_as_many_bits_as_the_number_of_backends_needs") {
+        return;
+    }
+    let mut one = CpuSet::new();
+    one.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    for count in [1, 3, 7, 100, 400] {
+        let names: Vec<String> = (0..count)
+            .map(|n| format!("10.0.{}.{}:80", 1 + n / 200, 1 + n % 200))
+            .collect();
+        let backends: Vec<(&str, u16)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        // The first service's backends have the indexes before.
+        let mut services = ["10.0.0.5:81", "10.0.0.5:80"].map(|vip| service(vip, &backends));
+        services[1].scheduler = Scheduler::RoundRobin;
+        let rig = Rig::new(&config(services.into()), WHOLE);
+        let table = rig.tables.maglev(1);
+        for (number, index) in (0..at_most(1000)).zip(&table) {
+            let mut exchange = Exchange::new(&rig, WEB, number as u32);
+            assert!(exchange.try_syn());
+            let chosen = exchange.path().backend;
+            let wanted = &rig.tables.backends[usize::from(*index) - 1];
+            assert_eq!(chosen, wanted.backend.address, "place {number} of {count}");
+        }
+    }
+}
+
+#[test]
 fn random_gives_shares_by_weight() {
     if !root_or_skip("random_gives_shares_by_weight") {
         return;
