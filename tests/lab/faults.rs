@@ -292,7 +292,7 @@ fn maps_that_the_kernel_has_no_memory_for_are_an_error_in_one_line() {
     let config = config(vec![service("10.0.0.5:80", &[("10.0.0.2:80", 1)])]);
     let mut tables = tables(&config);
     // More than any machine has.
-    tables.services[0].entry.maglev = 2_000_000;
+    tables.services[0].entry.maglev = 1_000_000_000;
     let Err(error) = Datapath::load(&tables, &GENERIC) else {
         panic!("there is memory")
     };
