@@ -105,6 +105,13 @@ enum flow_state {
 	FLOW_ESTABLISHED, /* it has: it is no forged address */
 };
 
+/* What the backend has said to a flow's first packet. */
+enum answer {
+	ANSWER_NONE,
+	ANSWER_OWN, /* SYN+ACK; anything, of UDP */
+	ANSWER_OTHER, /* TCP without SYN: of an earlier connection from the port */
+};
+
 enum direction {
 	FROM_CLIENT = 1,
 	FROM_BACKEND = 2,
@@ -139,7 +146,7 @@ struct flow {
 	__u8 partial;  /* enum direction: whose checksums are partial */
 	__u8 retired;  /* its slot is free to be taken; the flow is closing */
 	__u8 client_mac[ETH_ALEN];
-	__u8 answered; /* the backend has sent something */
+	__u8 answered; /* enum answer */
 	__u8 pad;
 	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
 	__u32 begun; /* a number that tells it from those before it */

@@ -111,7 +111,7 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	set_deltas(flow, packet, backend, address->address,
 		   bpf_htons(packet->slot % PORTS));
 	copy_mac(flow->client_mac, eth->h_source);
-	flow->answered = 0;
+	flow->answered = ANSWER_NONE;
 	flow->finished = 0;
 	flow->partial = 0;
 	barrier(); /* whoever sees the family sees all of the flow */
@@ -172,6 +172,20 @@ static __always_inline enum outcome begin_anew(struct xdp_md *ctx,
 					 OUTCOME_REFUSED_NO_FLOW;
 }
 
+/*
+ * The client's RST ends an earlier connection from the flow's port, which the backend
+ * still had in TIME_WAIT: it has answered the SYN by an ACK (RFC 9293, 3.10.7.4). The
+ * same SYN comes again, in Linux at once, and must come from that port: of any other the
+ * backend may have the same to say.
+ */
+static __always_inline bool ends_earlier(const struct packet *packet,
+					 const struct flow *flow)
+{
+	return (packet->flags & TCP_RST) && packet->direction == FROM_CLIENT &&
+	       flow->state == FLOW_UNCONFIRMED &&
+	       flow->answered == ANSWER_OTHER;
+}
+
 /* What a segment tells of the flow's state. */
 static __always_inline void track_tcp(const struct packet *packet,
 				      struct flow *flow)
@@ -179,15 +193,20 @@ static __always_inline void track_tcp(const struct packet *packet,
 	__u8 flags = packet->flags;
 
 	if (packet->direction == FROM_BACKEND) {
-		if (!flow->answered)
-			flow->answered = true;
+		if (!flow->answered ||
+		    ((flags & TCP_SYN) && flow->answered != ANSWER_OWN))
+			flow->answered =
+				flags & TCP_SYN ? ANSWER_OWN : ANSWER_OTHER;
 	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED &&
 		   (flags & TCP_ACK)) {
 		confirm_flow(flow, packet->slot, packet->hash);
 	}
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
-	if ((flags & TCP_RST) || flow->finished == (FROM_CLIENT | FROM_BACKEND))
+	if (ends_earlier(packet, flow))
+		flow->answered = ANSWER_NONE;
+	else if ((flags & TCP_RST) ||
+		 flow->finished == (FROM_CLIENT | FROM_BACKEND))
 		retire_flow(flow, packet->slot, packet->hash, false);
 }
 
@@ -197,7 +216,7 @@ static __always_inline void track_udp(const struct packet *packet,
 {
 	if (packet->direction == FROM_BACKEND) {
 		if (!flow->answered)
-			flow->answered = true;
+			flow->answered = ANSWER_OWN;
 	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED) {
 		confirm_flow(flow, packet->slot, packet->hash);
 	}

@@ -59,6 +59,7 @@ const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
+const volatile enum answer answer_in_btf = ANSWER_NONE;
 const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
 const volatile enum health health_in_btf = HEALTH_UNKNOWN;
 /* The same of these structs. */

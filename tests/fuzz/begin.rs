@@ -124,6 +124,7 @@ impl World {
             mac: [0; 6],
             tags: Tags::default(),
             answered: false,
+            answered_other: false,
             established: false,
             finished: [false; 2],
             partial: [false; 2],

@@ -85,6 +85,8 @@ pub struct Flow {
     pub mac: [u8; 6],
     pub tags: Tags,
     pub answered: bool,
+    /// By an ACK alone, which is of an earlier connection from its port.
+    pub answered_other: bool,
     pub established: bool,
     pub finished: [bool; 2],
     /// Whose checksums were to be completed when that was last clear.

@@ -178,7 +178,10 @@ impl Maker {
             } else {
                 let backend = world.backend_end(flow.backend, &flow.tuple);
                 let mut draft = self.between(protocol, backend, flow.source);
-                draft.flags = if flow.answered { flags } else { SYN | ACK };
+                draft.flags = match flow.answered {
+                    true => flags,
+                    false => self.flags(&[SYN | ACK, SYN | ACK, SYN | ACK, ACK]),
+                };
                 draft
             };
         }

@@ -5,9 +5,9 @@
 use std::net::SocketAddr;
 
 use xdp_proxy::abi::OutcomeCode;
-use xdp_proxy::abi::types::flow_state;
+use xdp_proxy::abi::types::{answer, flow_state};
 
-use crate::common::frame::{ACK, FIN, RST};
+use crate::common::frame::{ACK, FIN, RST, SYN};
 use crate::common::rig::*;
 use crate::expect::{How, Kind};
 use crate::judge::*;
@@ -262,7 +262,11 @@ impl World {
             return;
         }
         match end {
-            End::Backend => flow.answered = true,
+            End::Backend => {
+                let first = !flow.answered && tcp;
+                flow.answered_other = (first || flow.answered_other) && flags & SYN == 0;
+                flow.answered = true;
+            }
             End::Client if flow.answered && (!tcp || flags & ACK != 0) => flow.established = true,
             End::Client => (),
         }
@@ -270,7 +274,10 @@ impl World {
         if flow.established || end == End::Client || !tcp {
             flow.seen = now;
         }
-        if flags & RST != 0 || flow.finished == [true; 2] {
+        if flags & RST != 0 && end == End::Client && flow.answered_other && !flow.established {
+            // It ends the earlier connection; the SYN comes again.
+            (flow.answered, flow.answered_other) = (false, false);
+        } else if flags & RST != 0 || flow.finished == [true; 2] {
             self.retire(place);
         }
     }
@@ -307,6 +314,7 @@ impl World {
         let state = [
             flow.established,
             flow.answered,
+            flow.answered_other,
             flow.retired,
             flow.finished[0],
             flow.finished[1],
@@ -315,7 +323,8 @@ impl World {
         ];
         let recorded = [
             record.state == flow_state::FLOW_ESTABLISHED.0 as u8,
-            record.answered != 0,
+            record.answered != answer::ANSWER_NONE.0 as u8,
+            record.answered == answer::ANSWER_OTHER.0 as u8,
             record.retired != 0,
             record.finished & 1 != 0,
             record.finished & 2 != 0,

@@ -2,7 +2,8 @@
 //! The port table when it is full.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::common::http::Connection;
@@ -108,5 +109,46 @@ fn every_port_is_used_before_a_client_is_refused_at_once() {
     let (again, _) = lab.within("client", fill);
     println!("{} connections after all were closed", again.len());
     assert!(again.len() * 100 >= PORTS * 95);
+    lb.end();
+}
+
+/// A request after which the server closes, and so has the connection in TIME_WAIT.
+fn fetch() -> io::Result<()> {
+    let mut stream = TcpStream::connect((LB, 80))?;
+    stream.set_read_timeout(Some(Duration::from_secs(8)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+    Ok(())
+}
+
+/// Where the port's last connection had later timestamps, as a half of them have, the
+/// backend answers the SYN by an ACK.
+#[test]
+fn ports_that_backends_have_in_time_wait_keep_no_client_waiting() {
+    let test = "ports_that_backends_have_in_time_wait_keep_no_client_waiting";
+    let Some(lab) = crate::lab_alone(test) else {
+        return;
+    };
+    let config = lab.write("few-ports.toml", CONFIG);
+    let lb = lab.balance(&format!("-c {config}"));
+    let times: Vec<Duration> = lab.within("client", || {
+        let time = || {
+            let start = Instant::now();
+            fetch().unwrap();
+            start.elapsed()
+        };
+        (0..5 * PORTS).map(|_| time()).collect()
+    });
+    let waits = ["http1", "http2"].map(|host| {
+        let waiting = lab.at(host, "ss -Htn state time-wait src :80");
+        waiting.lines().count()
+    });
+    println!("{waits:?} in TIME_WAIT at the backends");
+    assert!(waits.iter().all(|count| count * 100 >= PORTS * 95));
+    // A SYN that is lost, or met by two ports in turn, comes again after a second.
+    let late = times.iter().filter(|time| time.as_millis() >= 900).count();
+    assert_eq!(late, 0, "of {}", times.len());
     lb.end();
 }

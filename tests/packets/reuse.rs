@@ -96,3 +96,42 @@ fn a_client_may_come_back_any_number_of_times() {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// A backend has the port in TIME_WAIT and answers the SYN by an ACK of then; the client's
+/// RST ends that, and its SYN comes again. From another port it may meet the same.
+#[test]
+fn a_syn_that_comes_again_after_a_backends_time_wait_has_its_port_of_before() {
+    if !root_or_skip("a_syn_that_comes_again_after_a_backends_time_wait_has_its_port_of_before") {
+        return;
+    }
+    let rig = Rig::new(&config(vec![web()]), GENERIC);
+    let flows = || -> u64 { rig.counters().backends.iter().map(|b| b.flows()).sum() };
+    let mut connection = Exchange::new(&rig, WEB, 1);
+    assert!(connection.try_syn());
+    let path = connection.path();
+    for _ in 0..3 {
+        connection.reply(ACK);
+        connection.forward(RST);
+        assert_eq!(flows(), 1);
+        connection.forward(SYN);
+    }
+    assert_eq!(connection.path(), path);
+    // Now it takes it; a RST is the client's word again.
+    connection.reply(SYN | ACK);
+    connection.forward(RST);
+    assert_eq!(flows(), 0);
+
+    // It has not answered at all: nothing is ended but the flow.
+    let mut connection = Exchange::new(&rig, WEB, 2);
+    assert!(connection.try_syn());
+    connection.forward(RST);
+    assert_eq!(flows(), 0);
+
+    // Nor is a connection spared whose backend goes on by ACK after SYN+ACK.
+    let mut connection = Exchange::new(&rig, WEB, 3);
+    assert!(connection.try_syn());
+    connection.reply(SYN | ACK);
+    connection.reply(ACK);
+    connection.forward(RST);
+    assert_eq!(flows(), 0);
+}
