@@ -265,7 +265,10 @@ fn processor(results: &Results) -> Svg {
         let us = case.median(|round| round.cpu_us_per_request);
         let added = results.added_us(&case.load, &case.contender, DIRECT);
         let added = added.filter(|_| case.contender != DIRECT);
-        let added = added.map_or(String::new(), |added| format!(" ({added:+.1})"));
+        let digits = |us: f64| usize::from(us.abs() < 100.0);
+        let added = added.map_or(String::new(), |added| {
+            format!(" ({added:+.0$})", digits(added))
+        });
         (us, format!("{us:.0} us{added}"))
     })
 }
