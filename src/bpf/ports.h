@@ -285,6 +285,13 @@ static __always_inline bool is_roomy_home(const struct packet *packet,
 	return home && index == packet->home && room_in(home) >= ROOMY;
 }
 
+/* Some flow whose home this is has gone so far; under the group's lock. */
+static __always_inline void raise_reach(struct group *home, __u32 steps)
+{
+	if ((home->reach & ~SPILLED) < steps)
+		home->reach = (home->reach & SPILLED) | steps;
+}
+
 /* Notes in a flow's first home that it is further on; false: a race was lost. */
 __noinline int note_reach(__u32 source, __u32 steps)
 {
@@ -307,15 +314,14 @@ __noinline int note_reach(__u32 source, __u32 steps)
 		first->insertions++;
 		if (!in_first)
 			first->reach |= SPILLED;
-		else if ((first->reach & ~SPILLED) < steps)
-			first->reach = (first->reach & SPILLED) | steps;
+		else
+			raise_reach(first, steps);
 	}
 	bpf_spin_unlock(&first->lock);
 	if (raced || in_first)
 		return !raced;
 	bpf_spin_lock(&home->lock);
-	if ((home->reach & ~SPILLED) < steps)
-		home->reach = (home->reach & SPILLED) | steps;
+	raise_reach(home, steps);
 	bpf_spin_unlock(&home->lock);
 	return true;
 }
