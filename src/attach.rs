@@ -95,7 +95,7 @@ pub async fn load_and_attach(
 pub fn tidy_pins() {
     match datapath::remove_pins_of_gone() {
         Ok(0) => {}
-        Ok(count) => tracing::info!("removed the pins of {count} interfaces that are gone"),
+        Ok(count) => tracing::info!("removed pins of interfaces that are gone: {count}"),
         Err(error) => tracing::warn!("looking for pins of interfaces that are gone: {error:#}"),
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, State};
 use crate::datapath::{self, Maps};
+use crate::status::counted;
 use crate::tables::Tables;
 
 /// The flows of one interface that were asked for.
@@ -231,7 +232,8 @@ impl fmt::Display for Flows {
         } else {
             String::new()
         };
-        writeln!(f, "{}: {} flows{part}", self.interface, self.count)?;
+        let count = counted(self.count, "flow");
+        writeln!(f, "{}: {count}{part}", self.interface)?;
         if self.flows.is_empty() {
             return Ok(());
         }

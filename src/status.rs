@@ -12,6 +12,11 @@ use crate::service::Health;
 use crate::stats::{BackendCounters, Packets};
 use crate::tables::{BackendTable, Tables, Tenure};
 
+/// "1 flow", "2 flows".
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// One running load balancer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -179,14 +184,22 @@ impl fmt::Display for Status {
         };
         writeln!(
             f,
-            "{} ({}), program {}, {daemon}, {} flows fit",
-            self.interface, self.mode, self.program_id, self.flows_capacity
+            "{} ({}), program {}, {daemon}, {} fit{}",
+            self.interface,
+            self.mode,
+            self.program_id,
+            counted(self.flows_capacity, "flow"),
+            if self.flows_capacity == 1 { "s" } else { "" }
         )?;
         for service in &self.services {
             writeln!(
                 f,
-                "\n{}  {}  {}  {}  {} flows",
-                service.name, service.listen, service.forwarding, service.scheduler, service.flows
+                "\n{}  {}  {}  {}  {}",
+                service.name,
+                service.listen,
+                service.forwarding,
+                service.scheduler,
+                counted(service.flows, "flow")
             )?;
             writeln!(
                 f,

@@ -38,6 +38,11 @@ impl Trunk {
         })
     }
 
+    /// The interface has another name.
+    pub fn rename(&mut self, name: &str) {
+        self.interface.name = name.to_owned();
+    }
+
     /// In generic mode the kernel keeps a hidden tag, and puts it on again when the
     /// frame is sent. In native mode it is lost.
     pub fn tags_may_hide(&self, hook: Hook) -> bool {

@@ -61,6 +61,11 @@ impl Attachment {
         })
     }
 
+    /// The interface has another name.
+    pub fn rename(&mut self, name: &str) {
+        self.interface.name = name.to_owned();
+    }
+
     pub fn hook(&self) -> Hook {
         self.hook
     }

@@ -124,6 +124,10 @@ impl Caller {
 
 /// The daemon's end, held while it runs.
 pub struct Control {
+    /// The name that the socket has.
+    interface: String,
+    /// The name that it should have, but that another daemon has.
+    refused: String,
     listener: UnixListener,
     sender: mpsc::Sender<(Request, Caller)>,
     calls: mpsc::Receiver<(Request, Caller)>,
@@ -147,14 +151,16 @@ impl Control {
 
     /// The same, and serves it.
     pub fn listen(interface: &str) -> Result<Control> {
-        Control::on(Control::bind(interface)?)
+        Control::on(interface, Control::bind(interface)?)
     }
 
-    /// Serves a socket that has its name already.
-    pub fn on(listener: UnixListener) -> Result<Control> {
+    /// Serves a socket that has the interface's name already.
+    pub fn on(interface: &str, listener: UnixListener) -> Result<Control> {
         let (sender, calls) = mpsc::channel(16);
         let accepting = accept(&listener, &sender)?;
         Ok(Control {
+            interface: interface.to_owned(),
+            refused: String::new(),
             listener,
             sender,
             calls,
@@ -176,6 +182,28 @@ impl Control {
 
     pub fn go_on(&mut self) -> Result<()> {
         self.accepting = accept(&self.listener, &self.sender)?;
+        Ok(())
+    }
+
+    /// Takes the name that the interface has now, if it has another one.
+    ///
+    /// # Errors
+    /// Another daemon holds that, which is told once. To be called again.
+    pub fn follow(&mut self, interface: &str) -> Result<()> {
+        if interface == self.interface {
+            return Ok(());
+        }
+        let listener = match Control::bind(interface) {
+            Err(_) if interface == self.refused => return Ok(()),
+            bound => {
+                self.refused = interface.to_owned();
+                bound.with_context(|| format!("clients still get here by {}", self.interface))?
+            }
+        };
+        let accepting = accept(&listener, &self.sender)?;
+        self.accepting.abort();
+        (self.listener, self.accepting) = (listener, accepting);
+        self.interface = mem::take(&mut self.refused);
         Ok(())
     }
 }

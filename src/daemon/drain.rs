@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Result, bail};
 
 use super::Daemon;
+use crate::status::counted;
 use crate::tables::{BackendTable, Tenure};
 
 impl Daemon {
@@ -31,11 +32,11 @@ impl Daemon {
         for index in indexes {
             let table = &self.tables.backends[index - 1];
             let name = format!("{} of {}", table.backend, self.service_name(table));
-            let flows = counters.backends[index - 1].flows();
+            let flows = counted(counters.backends[index - 1].flows(), "flow");
             let line = if drains {
-                format!("{name} drains: {flows} flows left")
+                format!("{name} drains: {flows} left")
             } else if table.backend.weight == 0 {
-                format!("{name} still drains, as its weight is 0: {flows} flows left")
+                format!("{name} still drains, as its weight is 0: {flows} left")
             } else if let Some(why) = self.why_not(table) {
                 format!("{name} drains no more, but gets no flows: {why}")
             } else {

@@ -95,6 +95,9 @@ impl Daemon {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::as_asked();
         loop {
+            if let Err(error) = control.follow(&self.interface.name) {
+                tracing::warn!("{error:#}");
+            }
             tokio::select! {
                 _ = signals.interrupt.recv() => return Ok(End::Signal),
                 _ = signals.terminate.recv() => return Ok(End::Signal),

@@ -71,6 +71,14 @@ impl Daemon {
             bail!("{key} can't be changed while it runs: start again");
         }
 
+        self.look_after().await?;
+        if self.absent {
+            bail!(
+                "{0} is gone: reload again once it is back, or end what waits for it with \
+                 `xdp-proxy stop -i {0}`",
+                self.interface.name
+            );
+        }
         let counters = self.datapath.counters(self.tables.backends.len())?;
         let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
         let mut addresses = backend_addresses(&config);

@@ -16,7 +16,7 @@ use crate::manager;
 use crate::neighbour::{self, Reach};
 use crate::service::{Health, Service};
 use crate::stats::BackendCounters;
-use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status};
+use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status, counted};
 use crate::tables::{BackendTable, Tenure};
 
 impl Daemon {
@@ -37,15 +37,15 @@ impl Daemon {
             .map(|index| {
                 let members = self.backends_of(index);
                 let (all, serving) = members.fold((0, 0), |(all, serving), index| {
-                    (all + 1, serving + i32::from(self.tables.takes_flows(index)))
+                    (all + 1, serving + u64::from(self.tables.takes_flows(index)))
                 });
-                let count = if serving == all {
-                    format!("{all}")
+                let part = if serving == all {
+                    String::new()
                 } else {
-                    format!("{serving} of {all}")
+                    format!("{serving} of ")
                 };
-                let noun = if all == 1 { "backend" } else { "backends" };
-                format!("{} -> {count} {noun}", self.config.services[index].listen)
+                let listen = self.config.services[index].listen;
+                format!("{listen} -> {part}{}", counted(all, "backend"))
             })
             .collect();
         format!(

@@ -12,6 +12,7 @@ use super::routes::{path_of, reach_of};
 use super::update::now_s;
 use crate::datapath::{self, Maps};
 use crate::neighbour;
+use crate::status::counted;
 use crate::tables::{Tables, Tenure};
 
 /// Gives up the sources that are configured no more, but for those that the host still
@@ -22,10 +23,8 @@ pub(super) async fn leave_sources(
     maps: &Maps,
 ) -> Result<Vec<String>> {
     let (mut given_up, mut lines) = (Vec::new(), Vec::new());
-    let of = |flows: usize, address: IpAddr| match flows {
-        1 => format!("1 flow from {address}"),
-        _ => format!("{flows} flows from {address}"),
-    };
+    let of =
+        |flows: usize, address: IpAddr| format!("{} from {address}", counted(flows as u64, "flow"));
     for (index, address) in tables.leaving_sources() {
         let flows = maps.flows_from(index)?;
         if flows > 0 && neighbour::is_held(address).await? {

@@ -24,6 +24,7 @@ use crate::neighbour::{Interface, Neighbours};
 use crate::privilege;
 use crate::service::Config;
 use crate::stats::{BackendCounters, Counters};
+use crate::status::counted;
 use crate::tables::{Path, Tables};
 use crate::vlan::Trunk;
 
@@ -122,7 +123,8 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     drop(found);
     // Who waits for this goes now.
     drop(predecessor);
-    let end = daemon.serve(Control::on(listener)?, signals).await?;
+    let control = Control::on(&daemon.interface.name, listener)?;
+    let end = daemon.serve(control, signals).await?;
     daemon.end(end, manner.persists).await
 }
 
@@ -173,10 +175,11 @@ fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
     let counters = maps.counters(tables.backends.len())?;
     let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
     tracing::info!(
-        "{}: taking over program {} of version {}, with {flows} flows",
+        "{}: taking over program {} of version {}, with {}",
         interface.name,
         found.id,
         maps.notes()?.version,
+        counted(flows, "flow"),
     );
     Ok((tables, counters))
 }

@@ -112,6 +112,11 @@ impl Daemon {
                 interface.mtu
             );
         }
+        if interface.name != self.interface.name {
+            tracing::info!("{} is called {} now", self.interface.name, interface.name);
+            self.attachment.rename(&interface.name);
+            self.trunk.rename(&interface.name);
+        }
         self.interface = interface;
         self.checks.note_link(self.interface.up);
         self.checks.note_starved(&self.neighbours.starved());

@@ -12,8 +12,10 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
 
 pub mod balancer;
 pub mod books;
@@ -172,4 +174,19 @@ pub fn listen(address: impl Into<SocketAddr>, patience: Duration) -> TcpListener
     let patience = TimeVal::new(patience.as_secs() as i64, 0);
     setsockopt(&listener, ReceiveTimeout, &patience).unwrap();
     listener
+}
+
+/// The CPUs that this thread may run on.
+pub fn cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap())
+        .collect()
+}
+
+/// From now on this thread runs there.
+pub fn pin(cpu: usize) {
+    let mut one = CpuSet::new();
+    one.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 }

@@ -83,6 +83,11 @@ fn an_interface_that_is_deleted_and_made_again_gets_the_program_back() {
             status.contains("20 flows") && status.contains("unreachable"),
             "{status}"
         );
+        let line = refusal(&lab.proxy("reload"), 1);
+        assert!(
+            line.contains("eth0 is gone: reload again once it is back"),
+            "{line}"
+        );
         lab.script(&format!(
             "ip -n switch link add lb type veth peer name eth0 netns lb
              ip -n switch link set lb master br0 up

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::common::echo::Echo;
 use crate::common::http::Connection;
-use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, TWO, refusal};
+use crate::common::lab::{BINARY, HTTP1, HTTP2, LB, Lab, TWO, TWO_UNCHECKED, refusal};
 
 fn flows(lab: &Lab, filter: &str) -> Vec<Value> {
     let text = lab.at("lb", &format!("{BINARY} flows --json {filter}"));
@@ -32,6 +32,31 @@ fn serve_both(lab: &Lab) -> String {
              [[service.backend]]\naddress = \"{HTTP1}\"\n"
         ),
     )
+}
+
+#[test]
+fn one_flow_is_told_in_the_singular() {
+    let Some(lab) = crate::lab("one_flow_is_told_in_the_singular") else {
+        return;
+    };
+    let file = lab.write("one.toml", TWO_UNCHECKED);
+    let lb = lab.balance(&format!("-c {file}"));
+    let told = |command: &str| lab.at("lb", &format!("{BINARY} {command}"));
+    assert!(told("flows").starts_with("eth0: 0 flows\n"));
+    lab.within("client", || {
+        let mut kept = Connection::open(LB).unwrap();
+        let host = kept.host().unwrap();
+        assert!(told("flows").starts_with("eth0: 1 flow\n"));
+        assert!(
+            told("status").contains("  maglev  1 flow\n"),
+            "{}",
+            told("status")
+        );
+        let backend = if host == "http1" { HTTP1 } else { HTTP2 };
+        let drained = told(&format!("drain {backend}"));
+        assert!(drained.ends_with(" drains: 1 flow left\n"), "{drained}");
+    });
+    lb.end();
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod ipv6;
 mod json;
 mod lifecycle;
 mod manager;
+mod name;
 mod own_kernel;
 mod path_mtu;
 mod paths;

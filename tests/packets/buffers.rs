@@ -120,7 +120,7 @@ fn bytes_in_all_buffers_are_counted() {
         exchange.open();
         let counters = |exchange: &Exchange| {
             let index = exchange.rig.backend_index(exchange.path().backend);
-            exchange.rig.counters().backends[index - 1].clone()
+            exchange.rig.counters().backends[index - 1]
         };
         for (bytes, padding_bytes) in [(8000, 0), (8000, 100), (3000, 1000), (100, 5000)] {
             let before = counters(exchange);

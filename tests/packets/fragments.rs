@@ -15,8 +15,8 @@ use crate::common::frame::*;
 use crate::common::icmp::Told;
 use crate::common::random::at_most;
 use crate::common::rig::*;
-use crate::common::root_or_skip;
 use crate::common::served::*;
+use crate::common::{cpus, pin, root_or_skip};
 
 const FORWARDED: OutcomeCode = OutcomeCode::OUTCOME_FORWARDED;
 const FRAGMENT: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_FRAGMENT;
@@ -372,7 +372,13 @@ fn later_fragments_whose_length_contradicts_the_frame_are_malformed() {
     });
 }
 
-/// Memory is bounded: the newest datagrams are the ones that are remembered.
+/// What a CPU remembered last is not yet on the kernel's list of whom to forget
+/// (LOCAL_FREE_TARGET of kernel/bpf/bpf_lru_list.c), and stays until that CPU
+/// remembers more.
+const PENDING: usize = 128;
+
+/// Memory is bounded: the newest datagrams are the ones that are remembered, whichever CPU
+/// sees them.
 #[test]
 fn many_first_fragments_leave_room_for_the_newest() {
     if !root_or_skip("many_first_fragments_leave_room_for_the_newest") {
@@ -380,12 +386,17 @@ fn many_first_fragments_leave_room_for_the_newest() {
     }
     let rig = rig(WHOLE);
     let firsts = at_most(20_000) as u32;
+    let cpus = cpus();
     for (listen, _) in SERVED {
+        pin(cpus[0]);
         let mut exchange = Exchange::new(&rig, listen, 1);
         exchange.open();
         let mut frame = exchange.client_frame(ACK);
         frame.payload = pattern(64);
         for id in 0..firsts {
+            if id == 500 {
+                pin(cpus[cpus.len() - 1]);
+            }
             assert_eq!(
                 rig.run(&frame.fragments(Sum::Complete, id, &[48])[0])
                     .verdict,
@@ -405,7 +416,7 @@ fn many_first_fragments_leave_room_for_the_newest() {
         println!("{newest} of the newest 1000, {oldest} of the oldest 1000");
         assert_eq!(newest, 1000.min(firsts as usize));
         if firsts as usize > 2 * abi::FRAGMENTED {
-            assert_eq!(oldest, 0);
+            assert!(oldest <= PENDING, "{oldest}");
         }
     }
 }

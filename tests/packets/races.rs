@@ -8,8 +8,6 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use xdp_proxy::abi::{OutcomeCode, flow};
 use xdp_proxy::service::PortRanges;
 
@@ -17,7 +15,7 @@ use crate::common::exchange::*;
 use crate::common::frame::*;
 use crate::common::random::Random;
 use crate::common::rig::*;
-use crate::common::root_or_skip;
+use crate::common::{cpus, pin, root_or_skip};
 
 const FIRST_PORT: u16 = 2000;
 const TIME: Duration = Duration::from_secs(2);
@@ -75,26 +73,17 @@ fn run(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8; 256]) -> (u32, usiz
     (options.retval, options.data_size_out as usize)
 }
 
-fn pin(thread: u64) {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let cpus: Vec<usize> = (0..CpuSet::count())
-        .filter(|cpu| allowed.is_set(*cpu).unwrap())
-        .collect();
-    let mut set = CpuSet::new();
-    set.set(cpus[thread as usize % cpus.len()]).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
-}
-
 /// Sends at random from all CPUs at a time, then looks at every table.
 fn hammer(clients: u32, ports: u16) {
     let mut rig = rig(ports);
     let frames = frames(&rig, clients, ports);
     let program = rig.datapath.program().as_fd();
+    let cpus = cpus();
     let ran: u64 = thread::scope(|scope| {
         let work = |seed| {
-            let frames = &frames;
+            let (frames, cpu) = (&frames, cpus[seed as usize % cpus.len()]);
             scope.spawn(move || {
-                pin(seed);
+                pin(cpu);
                 let mut random = Random(seed + 1);
                 let end = Instant::now() + TIME;
                 let mut ran = 0;

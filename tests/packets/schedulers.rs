@@ -4,14 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use xdp_proxy::service::Scheduler;
 
 use crate::common::exchange::*;
 use crate::common::random::at_most;
 use crate::common::rig::*;
-use crate::common::root_or_skip;
+use crate::common::{cpus, pin, root_or_skip};
 
 const BACKENDS: [&str; 3] = ["10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"];
 
@@ -34,9 +32,7 @@ fn round_robin_goes_through_the_backends_in_turns_by_weight() {
         return;
     }
     // Each CPU has turns of its own.
-    let mut one = CpuSet::new();
-    one.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    pin(cpus()[0]);
     let rig = rig(Scheduler::RoundRobin, [1, 2, 3]);
     for round in 1..=50 {
         for number in 0..6 {
@@ -51,9 +47,7 @@ fn a_place_is_read_in_as_many_bits_as_the_number_of_backends_needs() {
     if !root_or_skip("a_place_is_read_in_as_many_bits_as_the_number_of_backends_needs") {
         return;
     }
-    let mut one = CpuSet::new();
-    one.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    pin(cpus()[0]);
     for count in [1, 3, 7, 100, 400] {
         let names: Vec<String> = (0..count)
             .map(|n| format!("10.0.{}.{}:80", 1 + n / 200, 1 + n % 200))
