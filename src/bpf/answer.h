@@ -37,7 +37,7 @@ static __always_inline bool may_send_icmp(void)
  * Cuts the frame, which is as long or longer. A function of its own, which the
  * verifier walks once. In generic mode not a frame in several buffers: the kernel
  * would take what it frees off the packet's buffers, but not off its length, and send
- * on what lies behind them (up to 6.19 at least).
+ * on what lies behind them (Linux 6.18 does).
  */
 __noinline int cut_frame(struct xdp_md *ctx, __u32 bytes)
 {

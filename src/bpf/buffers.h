@@ -59,6 +59,18 @@ static __always_inline __u32 in_block(__u32 bytes, __u32 block)
 }
 
 /*
+ * The same number, but for 0: 1 to BLOCK_BYTES. The verifiers of 5.18 to 6.7 would
+ * not learn from a comparison that it is not 0.
+ */
+static __always_inline __u32 bounded(__u32 bytes)
+{
+	__u32 last = bytes - 1;
+
+	barrier_var(last);
+	return last % BLOCK_BYTES + 1;
+}
+
+/*
  * Adds up one block of so many bytes from offset on; 0 where the frame ends before. A
  * function of its own, which the verifier walks once; the same holds for clear_block.
  */
@@ -72,12 +84,17 @@ __noinline __u32 sum_copy(struct xdp_md *ctx, __u32 offset, __u32 bytes,
 	bytes = in_block(bytes, number);
 	if (!several_buffers || !copy || !bytes)
 		return 0;
+	bytes = bounded(bytes);
+	last = (bytes - 1) / LINE_BYTES;
 	/* What follows an odd end is 0, as RFC 1071 has it. */
-	last = (bytes - 1) % BLOCK_BYTES / LINE_BYTES;
 	__builtin_memset(copy->line[last], 0, LINE_BYTES);
 	if (bpf_xdp_load_bytes(ctx, offset + number * BLOCK_BYTES, copy, bytes))
 		return 0;
-	for (int i = 0; i < BLOCK_BYTES / LINE_BYTES && i <= last; i++) {
+	for (__u32 i = 0; i < BLOCK_BYTES / LINE_BYTES; i++) {
+		/* Or clang 14 counts down to 0, of which 6.1 sees no end. */
+		barrier_var(last);
+		if (i > last)
+			break;
 #pragma unroll
 		for (int word = 0; word < LINE_BYTES / 4; word++)
 			sum += copy->line[i][word];
@@ -109,7 +126,7 @@ __noinline int clear_block(struct xdp_md *ctx, __u32 offset, __u32 bytes,
 	if (!several_buffers || !zeros || !bytes)
 		return false;
 	return !bpf_xdp_store_bytes(ctx, offset + number * BLOCK_BYTES, zeros,
-				    bytes);
+				    bounded(bytes));
 }
 
 /* Writes zeros over all of the frame from offset on. */
