@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{Map, MapCore as _, MapFlags, Object, ObjectBuilder, ProgramInput, ProgramMut};
 
+use xdp_proxy::datapath;
+
 use crate::common::rig::Rig;
 use crate::stream::Stream;
 
@@ -154,6 +156,12 @@ impl Driver {
             // SAFETY: plain data has no padding that is not explicit.
             .set_initial_value(unsafe { plain::as_bytes(&*plan) })
             .context("writing the plan")?;
+        // Or the kernel lets none of them call the program that is measured.
+        if datapath::knows_several_buffers() {
+            for mut program in open.progs_mut() {
+                program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+            }
+        }
         let object = open.load().context("loading bench.bpf.c")?;
         let driver = Driver {
             object,
