@@ -10,6 +10,11 @@
  * header's identification), so that the checksums stay right without being
  * computed.
  *
+ * New flows in a steady state: in one run, a frame that opens a flow and one that
+ * ends the flow opened plan.flows turns earlier take turns, so that as many flows are
+ * open all the time. The clock at each frame's beginning tells what the one before
+ * took. The same through the empty program tells what of that is not the tested one's.
+ *
  * Compiled by benches/bpf.rs when the benchmark runs.
  */
 #include "vmlinux.h"
@@ -20,12 +25,17 @@
 
 #define FRAME_BYTES 96
 #define LIST 65536
+/* Who takes longer had to leave the processor to somebody else. */
+#define RESCHEDULED_NS 20000
+
+/* Kinds of frames; there are two where flows are opened and ended again. */
+enum { OPENING, ENDING, KINDS };
 
 /* As in benches/bpf.rs. Offsets of 0 mean that nothing is written there. */
 struct plan {
-	__u8 frame[FRAME_BYTES];
-	__u32 restored_bytes; /* of the frame, a multiple of 8 */
-	__u32 flows;
+	__u8 frames[KINDS][FRAME_BYTES];
+	__u32 restored_bytes; /* of a frame, a multiple of 8 */
+	__u32 flows;	      /* in turn, or open at a time */
 	__u32 out_interface;
 	__u16 port_at;
 	__u16 port_pad_at;
@@ -38,10 +48,19 @@ struct plan {
 };
 const volatile struct plan plan = {};
 
+struct timed {
+	__u64 ns;
+	__u64 frames;
+};
+
 struct state {
 	__u64 arrived;
+	__u64 begun_ns; /* the frame before */
+	struct timed timed[KINDS];
 	__u32 first; /* number of the first flow */
-	__u32 next;  /* less than plan.flows */
+	__u32 next;  /* counted from there */
+	__u32 turn;  /* whose it is */
+	__u32 padding;
 };
 struct state state;
 
@@ -60,20 +79,18 @@ static __always_inline void put(void *frame, __u32 offset, __u16 word)
 		*(__u16 *)(frame + offset) = word;
 }
 
-/* Writes the frame of the next flow. */
-static __always_inline bool next_frame(struct xdp_md *ctx)
+/* Writes a frame of the flow with this number. */
+static __always_inline bool write_frame(struct xdp_md *ctx, __u32 kind,
+					__u32 number)
 {
-	const volatile __u64 *from = (const volatile __u64 *)plan.frame;
+	const volatile __u64 *from = (const volatile __u64 *)plan.frames[kind];
 	void *data_end = (void *)(long)ctx->data_end;
 	void *data = (void *)(long)ctx->data;
 	__u32 bytes = plan.restored_bytes;
-	__u32 next = state.next;
-	__u32 number = state.first + next;
 	__u16 low, high;
 
 	if (data + bytes > data_end)
 		return false;
-	state.next = next + 1 < plan.flows ? next + 1 : 0;
 #pragma unroll
 	for (int i = 0; i < FRAME_BYTES / 8; i++)
 		if (i * 8 < bytes)
@@ -94,11 +111,42 @@ static __always_inline bool next_frame(struct xdp_md *ctx)
 	return true;
 }
 
+/* The next flow's, of plan.flows round and round. */
+static __always_inline bool next_frame(struct xdp_md *ctx, __u32 kind)
+{
+	__u32 next = state.next;
+
+	state.next = next + 1 < plan.flows ? next + 1 : 0;
+	return write_frame(ctx, kind, state.first + next);
+}
+
+/* One that opens the next flow, or else one that ends the oldest, timed. */
+static __always_inline bool next_turn(struct xdp_md *ctx)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+	__u64 took_ns = now_ns - state.begun_ns;
+	__u32 kind = state.turn & 1;
+	__u32 number = state.first + state.next;
+	struct timed *before = &state.timed[!kind];
+
+	if (took_ns < RESCHEDULED_NS) {
+		before->ns += took_ns;
+		before->frames++;
+	}
+	state.begun_ns = now_ns;
+	state.turn = !kind;
+	if (kind == ENDING) {
+		number -= plan.flows;
+		state.next++;
+	}
+	return write_frame(ctx, kind, number);
+}
+
 /* ns/packet: the program under test, and the empty one, called alike. */
 SEC("xdp")
 int call_tested(struct xdp_md *ctx)
 {
-	if (next_frame(ctx))
+	if (next_frame(ctx, OPENING))
 		bpf_tail_call_static(ctx, &programs, TESTED);
 	return XDP_ABORTED;
 }
@@ -106,7 +154,33 @@ int call_tested(struct xdp_md *ctx)
 SEC("xdp")
 int call_empty(struct xdp_md *ctx)
 {
-	if (next_frame(ctx))
+	if (next_frame(ctx, OPENING))
+		bpf_tail_call_static(ctx, &programs, EMPTY);
+	return XDP_ABORTED;
+}
+
+/* The flows that call_tested opened. */
+SEC("xdp")
+int end_tested(struct xdp_md *ctx)
+{
+	if (next_frame(ctx, ENDING))
+		bpf_tail_call_static(ctx, &programs, TESTED);
+	return XDP_ABORTED;
+}
+
+/* New flows in a steady state. */
+SEC("xdp")
+int turns_tested(struct xdp_md *ctx)
+{
+	if (next_turn(ctx))
+		bpf_tail_call_static(ctx, &programs, TESTED);
+	return XDP_ABORTED;
+}
+
+SEC("xdp")
+int turns_empty(struct xdp_md *ctx)
+{
+	if (next_turn(ctx))
 		bpf_tail_call_static(ctx, &programs, EMPTY);
 	return XDP_ABORTED;
 }
@@ -121,15 +195,15 @@ int empty(struct xdp_md *ctx)
 SEC("xdp")
 int send_frame(struct xdp_md *ctx)
 {
-	return next_frame(ctx) ? bpf_redirect(plan.out_interface, 0) :
-				 XDP_ABORTED;
+	return next_frame(ctx, OPENING) ? bpf_redirect(plan.out_interface, 0) :
+					  XDP_ABORTED;
 }
 
 /* The same as received by the stack, with a generic program on its way. */
 SEC("xdp")
 int receive_frame(struct xdp_md *ctx)
 {
-	return next_frame(ctx) ? XDP_PASS : XDP_ABORTED;
+	return next_frame(ctx, OPENING) ? XDP_PASS : XDP_ABORTED;
 }
 
 /* The least that a program can do to send a frame back. */

@@ -210,7 +210,8 @@ native() {
 		cp "$LAB_DIR/pass.bpf.o" "$STATE"
 	fi
 	ip -n switch link set dev lb xdpdrv off
-	ip -n switch link set dev lb xdpdrv obj "$STATE/pass.bpf.o" sec xdp
+	ip -n switch link set dev lb xdpdrv obj "$STATE/pass.bpf.o" sec xdp.frags 2>/dev/null ||
+		ip -n switch link set dev lb xdpdrv obj "$STATE/pass.bpf.o" sec xdp
 }
 
 # Starts the load balancer on `lb`, prints its line "ready: ...".

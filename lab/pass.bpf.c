@@ -8,4 +8,10 @@ __attribute__((section("xdp"), used)) int pass(void *ctx)
 	return 2; /* XDP_PASS */
 }
 
+/* The same for frames in several buffers, which a large MTU asks for (Linux 5.18). */
+__attribute__((section("xdp.frags"), used)) int pass_frags(void *ctx)
+{
+	return 2;
+}
+
 __attribute__((section("license"), used)) char _license[] = "Dual BSD/GPL";

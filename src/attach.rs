@@ -21,6 +21,10 @@ pub use attachment::{Attachment, Look};
 const PARTIAL_CHECKSUM_DRIVERS: [&str; 5] =
     ["virtio_net", "xen_netfront", "hv_netvsc", "vmxnet3", "ena"];
 
+/// Drivers that may leave the first buffer of a jumbo frame empty in native mode, so that
+/// the program sees no header. They refuse it for an MTU of several buffers.
+const EMPTY_HEAD_DRIVERS: [&str; 1] = ["mlx5_core"];
+
 /// Loads the program for the first hook that takes it, and attaches it: in the
 /// place of what was found there, whose flows and counts go on.
 ///
@@ -51,6 +55,7 @@ pub async fn load_and_attach(
             complete_checksums: *hook == Hook::Native,
             handles_vlan: trunk.has_vlans,
             tags_may_hide: trunk.tags_may_hide(*hook),
+            one_buffer: *hook == Hook::Native && leaves_first_buffer_empty(interface),
             offload_to: (*hook == Hook::Offload).then_some(interface.index),
         };
         // A program for a card is loaded onto it.
@@ -233,14 +238,19 @@ async fn check_interface(mode: Mode, interface: &Interface) -> Result<()> {
 /// Veths, taps, virtio and their like hand on what a local stack left to the
 /// hardware; a physical card never receives such packets.
 fn may_carry_partial_checksums(interface: &Interface) -> bool {
-    let driver = format!("/sys/class/net/{}/device/driver", interface.name);
-    match fs::read_link(driver) {
-        _ if interface.kind.is_some() => true,
-        Err(_) => true,
-        Ok(driver) => driver
-            .file_name()
-            .is_some_and(|name| PARTIAL_CHECKSUM_DRIVERS.iter().any(|known| *known == name)),
-    }
+    interface.kind.is_some()
+        || driver(interface)
+            .is_none_or(|driver| PARTIAL_CHECKSUM_DRIVERS.contains(&driver.as_str()))
+}
+
+fn leaves_first_buffer_empty(interface: &Interface) -> bool {
+    driver(interface).is_some_and(|driver| EMPTY_HEAD_DRIVERS.contains(&driver.as_str()))
+}
+
+/// Of the device; an interface without one has none.
+fn driver(interface: &Interface) -> Option<String> {
+    let link = fs::read_link(format!("/sys/class/net/{}/device/driver", interface.name));
+    Some(link.ok()?.file_name()?.to_str()?.to_owned())
 }
 
 fn foreign(interface: &Interface, other: &Attached) -> String {
@@ -265,9 +275,12 @@ fn foreign(interface: &Interface, other: &Attached) -> String {
 
 fn refusal(interface: &Interface, hook: Hook) -> String {
     let mend = match hook {
-        Hook::Generic => "is it up, and an Ethernet interface?",
-        Hook::Native => "does its driver know XDP? --mode generic works on any",
-        Hook::Offload => "few cards can: --mode native or generic works without",
+        Hook::Generic => "is it up, and an Ethernet interface?".to_owned(),
+        Hook::Native => format!(
+            "does its driver know XDP, with an MTU of {}? --mode generic works on any",
+            interface.mtu
+        ),
+        Hook::Offload => "few cards can: --mode native or generic works without".to_owned(),
     };
     format!(
         "attaching to {} in {} mode ({mend})",

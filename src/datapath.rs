@@ -22,7 +22,7 @@ use libbpf_rs::{Program, ProgramInput, ProgramMut};
 
 pub use found::Found;
 pub use hook::{Attached, Hook, attach_fd, attached, detach_fd, replace_fd};
-pub use host::{cpus, jiffies_now, tick};
+pub use host::{cpus, jiffies_now, knows_several_buffers, tick};
 pub use maps::Maps;
 pub use pins::{Pins, remove_pins_of_gone};
 
@@ -51,6 +51,8 @@ pub struct Settings {
     pub handles_vlan: bool,
     /// The outermost tag may be out of the program's sight.
     pub tags_may_hide: bool,
+    /// Frames come in one buffer each, also where the kernel knows of several.
+    pub one_buffer: bool,
     /// Load onto the card of the interface with this index.
     pub offload_to: Option<u32>,
 }
@@ -104,6 +106,8 @@ impl Datapath {
             .rodata_data
             .as_mut()
             .context("the program has no settings")?;
+        let several_buffers =
+            !settings.one_buffer && settings.offload_to.is_none() && knows_several_buffers();
         let packing = tables.packing();
         let notes = tables.notes(rodata.layout, settings.hash_seed);
         let notes = serde_json::to_vec(&notes).context("writing notes")?;
@@ -125,6 +129,7 @@ impl Datapath {
         rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
+        rodata.several_buffers = several_buffers.into();
         rodata.handles_vlan = settings.handles_vlan.into();
         rodata.tags_may_hide = settings.tags_may_hide.into();
         rodata.cpus = cpus() as u32;
@@ -175,6 +180,11 @@ impl Datapath {
             }
         }
 
+        if several_buffers {
+            open.progs
+                .xdp_proxy
+                .set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+        }
         let maps_bytes = tables.memory_bytes(cpus());
         take_libbpf_words();
         let skeleton = open

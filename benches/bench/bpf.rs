@@ -11,18 +11,23 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{Map, MapCore as _, MapFlags, Object, ObjectBuilder, ProgramInput, ProgramMut};
 
+use xdp_proxy::datapath;
+
 use crate::common::rig::Rig;
 use crate::stream::Stream;
 
 pub const FRAME_BYTES: usize = 96;
 const LIST: usize = 65_536;
+/// The kinds of frames where flows are opened and ended again, as in bench.bpf.c.
+pub const OPENING: usize = 0;
+pub const ENDING: usize = 1;
 /// BPF_F_TEST_XDP_LIVE_FRAMES.
 const LIVE_FRAMES: u32 = 2;
 
 /// As in bench.bpf.c, where the fields are explained.
 #[repr(C)]
 pub struct Plan {
-    pub frame: [u8; FRAME_BYTES],
+    pub frames: [[u8; FRAME_BYTES]; 2],
     pub restored_bytes: u32,
     pub flows: u32,
     pub out_interface: u32,
@@ -36,12 +41,30 @@ pub struct Plan {
     pub addresses: [u16; LIST],
 }
 
+/// What so many frames took together.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Timed {
+    ns: u64,
+    pub frames: u64,
+}
+
+impl Timed {
+    pub fn mean_ns(&self) -> f64 {
+        self.ns as f64 / self.frames as f64
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct State {
     arrived: u64,
+    begun_ns: u64,
+    timed: [Timed; 2],
     first: u32,
     next: u32,
+    turn: u32,
+    padding: u32,
 }
 
 // SAFETY: `repr(C)`, of fixed-width integers and arrays of them without padding,
@@ -53,7 +76,7 @@ unsafe impl plain::Plain for State {}
 impl Default for Plan {
     fn default() -> Plan {
         Plan {
-            frame: [0; FRAME_BYTES],
+            frames: [[0; FRAME_BYTES]; 2],
             restored_bytes: 0,
             flows: 1,
             out_interface: 0,
@@ -133,6 +156,12 @@ impl Driver {
             // SAFETY: plain data has no padding that is not explicit.
             .set_initial_value(unsafe { plain::as_bytes(&*plan) })
             .context("writing the plan")?;
+        // Or the kernel lets none of them call the program that is measured.
+        if datapath::knows_several_buffers() {
+            for mut program in open.progs_mut() {
+                program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+            }
+        }
         let object = open.load().context("loading bench.bpf.c")?;
         let driver = Driver {
             object,
@@ -219,8 +248,35 @@ impl Driver {
 
     /// The same through the program under test, which is a rig's.
     pub fn run_tested(&self, rig: &Rig, packets: u32) -> Result<f64> {
+        self.run_rig("call_tested", rig, packets)
+    }
+
+    /// The packets that end so many flows, the first of which has this number.
+    pub fn end_flows(&self, rig: &Rig, first: u32, flows: u32) -> Result<()> {
+        self.begin_at(first)?;
+        self.run_rig("end_tested", rig, flows)?;
+        Ok(())
+    }
+
+    /// In turns a packet that opens a flow, from the one with this number on, and one
+    /// that ends the oldest, through the empty program: what each kind took.
+    pub fn turns_empty(&self, first: u32, packets: u32) -> Result<[Timed; 2]> {
+        self.begin_at(first)?;
+        self.run("turns_empty", packets)
+            .context("running the empty program")?;
+        Ok(self.state()?.timed)
+    }
+
+    /// The same through the program under test.
+    pub fn turns_tested(&self, rig: &Rig, first: u32, packets: u32) -> Result<[Timed; 2]> {
+        self.begin_at(first)?;
+        self.run_rig("turns_tested", rig, packets)?;
+        Ok(self.state()?.timed)
+    }
+
+    fn run_rig(&self, program: &str, rig: &Rig, packets: u32) -> Result<f64> {
         let ns = self
-            .run("call_tested", packets)
+            .run(program, packets)
             .context("running the program under test")?;
         rig.ran.set(rig.ran.get() + u64::from(packets));
         Ok(ns)

@@ -12,7 +12,7 @@ use xdp_proxy::service::{Protocol, Service};
 use crate::Effort;
 use crate::common::frame::Sum;
 use crate::common::rig::*;
-use crate::packets::{Case, establish};
+use crate::packets::{Case, Figure, establish};
 use crate::stream::{Kind, SEGMENT, Stream};
 
 const FORWARDED: OutcomeCode = OutcomeCode::OUTCOME_FORWARDED;
@@ -21,9 +21,10 @@ const PASSED: OutcomeCode = OutcomeCode::OUTCOME_PASSED;
 
 pub const MANY_FLOWS: u32 = 32_768;
 const MANY: usize = 1000;
-/// New flows at a time, a tenth of the 36,280 that fit. Each run begins with the
-/// caches of whoever had the processor before; with fewer that is all it measures.
+/// New flows that are open at a time, a tenth of the 36,280 that fit.
 const NEW_FLOWS: u32 = 3628;
+/// So the names of those cases end that have per-flow counters, as is the default.
+pub const COUNTED: &str = ", packets counted";
 
 const UDP: Kind = Kind {
     protocol: Protocol::Udp,
@@ -69,6 +70,13 @@ pub fn plain_rig(backends: usize) -> Rc<Rig> {
     rig(vec![service_of("10.0.0.5:80", backends)], WHOLE)
 }
 
+/// The same with per-flow counters.
+fn counted_rig() -> Rc<Rig> {
+    let mut config = config(two());
+    config.flow_counters = true;
+    Rc::new(Rig::new(&config, WHOLE))
+}
+
 /// As the load balancer is loaded on a card in native mode, and on a veth in
 /// generic mode.
 pub fn live_rig(mode: Hook, backends: usize) -> Rc<Rig> {
@@ -100,7 +108,7 @@ type Group = fn(&Effort) -> Result<Vec<Case>>;
 /// The groups of cases, each with words that its cases' names begin with.
 const GROUPS: [(&[&str], Group); 5] = [
     (&["established", "reply"], established),
-    (&["new flow"], new_flows),
+    (&["new flow", "flow's end"], new_flows),
     (&["not ours", "UDP", "IPv6, "], other_packets),
     (
         &[
@@ -112,13 +120,7 @@ const GROUPS: [(&[&str], Group); 5] = [
         other_tables,
     ),
     (
-        &[
-            "packets of flows",
-            "IPv6 and UDP",
-            "VLAN",
-            "partial sums",
-            "native",
-        ],
+        &["IPv6 and UDP", "VLAN", "partial sums", "native"],
         features,
     ),
 ];
@@ -158,6 +160,13 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
         let name = format!("reply, {}", plural(flows, "flow"));
         cases.push(Case::new(name, &rig, stream, RETURNED));
     }
+    let counted = counted_rig();
+    establish(&counted, SEGMENT, MANY_FLOWS)?;
+    for flows in [1, MANY_FLOWS] {
+        let name = format!("established, {}{COUNTED}", plural(flows, "flow"));
+        let stream = SEGMENT.of_clients(flows);
+        cases.push(Case::new(name, &counted, stream, FORWARDED));
+    }
     Ok(cases)
 }
 
@@ -166,23 +175,42 @@ fn plural(count: u32, noun: &str) -> String {
     format!("{count} {noun}{s}")
 }
 
+/// So full with `open` flows that packets will open.
+fn filled(rig: Rc<Rig>, percent: u32, open: u32) -> Result<Rc<Rig>> {
+    let full = rig.tables.capacity() as u32 * percent / 100;
+    establish(&rig, SEGMENT, full - open)?;
+    Ok(rig)
+}
+
 fn new_flows(_: &Effort) -> Result<Vec<Case>> {
+    let stream = SEGMENT.syn().of_clients(NEW_FLOWS).ended_by(SEGMENT.rst());
+    let case = |name: String, rig: &Rc<Rig>, figure: Figure| Case {
+        figure,
+        ..Case::new(name, rig, stream.clone(), FORWARDED)
+    };
     let mut cases = Vec::new();
     for percent in [50, 90] {
-        let rig = plain_rig(2);
-        // On average.
-        let flows = rig.tables.capacity() as u32 * percent / 100 - NEW_FLOWS / 2;
-        establish(&rig, SEGMENT, flows)?;
-        cases.push(Case {
-            ended_by: Some(SEGMENT.rst().of_clients(NEW_FLOWS)),
-            ..Case::new(
-                format!("new flow, table {percent} % full"),
-                &rig,
-                SEGMENT.syn().of_clients(NEW_FLOWS),
-                FORWARDED,
-            )
-        });
+        let table = format!("table {percent} % full");
+        let steady = filled(plain_rig(2), percent, NEW_FLOWS)?;
+        // They are opened and ended: half of them on average.
+        let paused = filled(plain_rig(2), percent, NEW_FLOWS / 2)?;
+        cases.extend([
+            case(format!("new flow, {table}"), &steady, Figure::Opening),
+            case(
+                format!("flow's end by RST, {table}"),
+                &steady,
+                Figure::Ending,
+            ),
+            case(
+                format!("new flow after a pause, {table}"),
+                &paused,
+                Figure::AfterPause,
+            ),
+        ]);
     }
+    let counted = filled(counted_rig(), 50, NEW_FLOWS)?;
+    let name = format!("new flow, table 50 % full{COUNTED}");
+    cases.push(case(name, &counted, Figure::Opening));
     Ok(cases)
 }
 
@@ -274,20 +302,9 @@ fn features(_: &Effort) -> Result<Vec<Case>> {
     establish(&vlan, tagged, 1)?;
     let untagged = with_a_flow(two(), VLAN_HANDLED, SEGMENT)?;
     let both = with_a_flow(both, WHOLE, SEGMENT)?;
-    let mut counted = config(two());
-    counted.flow_counters = true;
-    let counted = Rc::new(Rig::new(&counted, WHOLE));
-    establish(&counted, SEGMENT, MANY_FLOWS)?;
     let case =
         |name: &str, rig: &Rc<Rig>, kind: Kind| Case::new(name, rig, kind.of_clients(1), FORWARDED);
     Ok(vec![
-        case("packets of flows counted, 1 flow", &counted, SEGMENT),
-        Case::new(
-            "packets of flows counted, 32768 flows",
-            &counted,
-            SEGMENT.of_clients(MANY_FLOWS),
-            FORWARDED,
-        ),
         case("IPv6 and UDP served as well", &both, SEGMENT),
         case("VLAN handled, a tag", &vlan, tagged),
         case("VLAN handled, no tag", &untagged, SEGMENT),

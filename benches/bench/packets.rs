@@ -11,11 +11,23 @@ use libbpf_rs::query::ProgInfoIter;
 use xdp_proxy::abi::OutcomeCode;
 
 use crate::Effort;
-use crate::bpf::Driver;
+use crate::bpf::{Driver, ENDING, OPENING};
 use crate::cases;
 use crate::common::rig::Rig;
 use crate::results::{PacketCase, PacketRound, Program};
 use crate::stream::{Kind, Reply, Stream};
+
+/// Which of a case's packets its figure is of.
+#[derive(Clone, Copy)]
+pub enum Figure {
+    All,
+    /// Those that open a flow, in turns with those that end one, in a long run.
+    Opening,
+    /// The others of that run.
+    Ending,
+    /// Those that open a flow, in short runs, each after a pause.
+    AfterPause,
+}
 
 /// One kind of packet in one state of the tables.
 pub struct Case {
@@ -24,8 +36,7 @@ pub struct Case {
     pub stream: Stream,
     /// What becomes of every one of its packets.
     pub outcome: OutcomeCode,
-    /// Where the packets open flows: what ends each of them again.
-    pub ended_by: Option<Stream>,
+    pub figure: Figure,
 }
 
 impl Case {
@@ -40,7 +51,7 @@ impl Case {
             rig: Rc::clone(rig),
             stream,
             outcome,
-            ended_by: None,
+            figure: Figure::All,
         }
     }
 }
@@ -53,29 +64,20 @@ pub fn driver(rig: &Rig, stream: &Stream) -> Result<Driver> {
 struct Ready {
     case: Case,
     driver: Driver,
-    ended_by: Option<Driver>,
-    /// The number of the next flow that never was.
-    next_flow: u32,
     measured: PacketCase,
 }
 
-/// How often new flows are opened in a round: each run waits for all CPUs
+/// How often flows are opened after a pause in a round: each run waits for all CPUs
 /// (synchronize_rcu), some 10 ms.
-const NEW_FLOW_RUNS: u32 = 10;
+const PAUSES: u32 = 10;
 
 /// New flows have numbers above all that the cases establish.
-pub const FIRST_NEW_FLOW: u32 = 1 << 20;
+const FIRST_NEW_FLOW: u32 = 1 << 20;
 
 impl Ready {
     fn new(case: Case, packets: u32) -> Result<Ready> {
-        let driver = driver(&case.rig, &case.stream)?;
-        let ended_by = case.ended_by.as_ref();
         Ok(Ready {
-            driver,
-            ended_by: ended_by
-                .map(|end| self::driver(&case.rig, end))
-                .transpose()?,
-            next_flow: FIRST_NEW_FLOW,
+            driver: driver(&case.rig, &case.stream)?,
             measured: PacketCase {
                 name: case.name.clone(),
                 flows: case.stream.flows,
@@ -89,39 +91,73 @@ impl Ready {
 
     fn round(&mut self) -> Result<()> {
         let packets = self.measured.packets_per_round;
-        let before = self.case.rig.counter(self.case.outcome);
+        let rig = &self.case.rig;
+        let (ran, counted) = (rig.ran.get(), rig.counter(self.case.outcome));
         let empty_ns = self.driver.run_empty(packets)?;
-        let (ns, ran) = match &self.ended_by {
-            None => (self.driver.run_tested(&self.case.rig, packets)?, packets),
-            Some(_) => self.new_flows(packets)?,
+        let (ns, left_out) = match self.case.figure {
+            Figure::All => (self.driver.run_tested(rig, packets)?, 0),
+            Figure::Opening => self.in_turns(OPENING, empty_ns)?,
+            Figure::Ending => self.in_turns(ENDING, empty_ns)?,
+            Figure::AfterPause => (self.after_pauses()?, 0),
         };
-        let counted = self.case.rig.counter(self.case.outcome) - before;
+        let (ran, counted) = (
+            rig.ran.get() - ran,
+            rig.counter(self.case.outcome) - counted,
+        );
         ensure!(
-            counted == u64::from(ran),
+            counted == ran,
             "{counted} of {ran} packets had the outcome {:?}: {:?}",
             self.case.outcome,
-            self.case.rig.counters().packets()
+            rig.counters().packets()
         );
-        self.measured.rounds.push(PacketRound { empty_ns, ns });
+        self.measured.rounds.push(PacketRound {
+            empty_ns,
+            ns,
+            left_out,
+        });
         Ok(())
     }
 
-    /// Opens flows and ends them again, a few at a time, so that the table is as
-    /// full as the case says; only the opening is timed.
-    fn new_flows(&mut self, packets: u32) -> Result<(f64, u32)> {
-        let ended_by = self.ended_by.as_ref().context("flows that end")?;
-        let step = self.case.stream.flows;
-        let mut runs = Vec::new();
-        for _ in 0..NEW_FLOW_RUNS.min(packets.div_ceil(step)) {
-            self.driver.begin_at(self.next_flow)?;
-            runs.push(self.driver.run_tested(&self.case.rig, step)?);
-            ended_by.begin_at(self.next_flow)?;
-            ended_by.run_tested(&self.case.rig, step)?;
-            self.next_flow += step;
+    /// The number of a flow that never was.
+    fn new_flow(&self) -> u32 {
+        // None begins without a packet.
+        FIRST_NEW_FLOW + self.case.rig.ran.get() as u32
+    }
+
+    /// Opens the case's flows, from the one with this number on.
+    fn open_flows(&self, first: u32) -> Result<f64> {
+        self.driver.begin_at(first)?;
+        self.driver
+            .run_tested(&self.case.rig, self.case.stream.flows)
+    }
+
+    /// The time of a packet of this kind while, in one run, flows are opened and ended
+    /// in turns, so many as the case has always open; and how many packets were left out.
+    fn in_turns(&self, kind: usize, empty_ns: f64) -> Result<(f64, u32)> {
+        let (rig, open) = (&self.case.rig, self.case.stream.flows);
+        let pairs = self.measured.packets_per_round / 2;
+        let first = self.new_flow();
+        self.open_flows(first)?;
+        let empty = self.driver.turns_empty(first + open, 2 * pairs)?;
+        let tested = self.driver.turns_tested(rig, first + open, 2 * pairs)?;
+        self.driver.end_flows(rig, first + pairs, open)?;
+        // So what reading the clock takes is not in it.
+        let ns = empty_ns + tested[kind].mean_ns() - empty[kind].mean_ns();
+        let timed: u64 = tested.iter().chain(&empty).map(|kind| kind.frames).sum();
+        // Nobody sees what the last packet of a run takes.
+        Ok((ns, 2 * (2 * pairs - 1) - timed as u32))
+    }
+
+    /// Opens the case's flows and ends them again, some times; only the opening is timed.
+    fn after_pauses(&self) -> Result<f64> {
+        let mut ns = 0.0;
+        for _ in 0..PAUSES {
+            let first = self.new_flow();
+            ns += self.open_flows(first)?;
+            self.driver
+                .end_flows(&self.case.rig, first, self.case.stream.flows)?;
         }
-        let mean = runs.iter().sum::<f64>() / runs.len() as f64;
-        // The packets that end flows are forwarded, too.
-        Ok((mean, 2 * step * runs.len() as u32))
+        Ok(ns / f64::from(PAUSES))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::cases::{COUNTED, MANY_FLOWS};
 use crate::requests::{CONTENDERS, Contender, KEPT, LOADS, OPENED};
 use crate::results::{RequestCase, Results};
 use crate::svg::Svg;
@@ -128,7 +129,10 @@ fn flows(results: &Results) -> Svg {
     svg.line("line-other", (230.0, 42.0), (248.0, 42.0));
     svg.text("note", 256.0, 48.0, "backends, 32768 flows in turn");
 
-    let established = |name: &str| name.starts_with("established") || name.contains(" backends, 3");
+    let established = |name: &str| {
+        !name.ends_with(COUNTED)
+            && (name.starts_with("established") || name.contains(" backends, 3"))
+    };
     let cases = || {
         results
             .packets
@@ -137,7 +141,7 @@ fn flows(results: &Results) -> Svg {
     };
     let of_flows = cases().filter(|case| case.backends == 2);
     let of_flows: Vec<_> = of_flows.map(|case| (case.flows, case.multiple())).collect();
-    let many = cases().filter(|case| case.flows == crate::cases::MANY_FLOWS);
+    let many = cases().filter(|case| case.flows == MANY_FLOWS);
     let of_backends: Vec<_> = many.map(|case| (case.backends, case.multiple())).collect();
     let head = "ns/packet, as a multiple of an empty program";
     curve(&mut svg, LEFT, head, &of_flows, &of_backends);
@@ -145,7 +149,7 @@ fn flows(results: &Results) -> Svg {
     let points = || results.live.iter().filter(|point| point.mode == "native");
     let of_flows = points().filter(|point| point.backends == 2);
     let of_flows: Vec<_> = of_flows.map(|point| (point.flows, point.ratio())).collect();
-    let many = points().filter(|point| point.flows == crate::cases::MANY_FLOWS);
+    let many = points().filter(|point| point.flows == MANY_FLOWS);
     let of_backends: Vec<_> = many.map(|point| (point.backends, point.ratio())).collect();
     let head = "packets/s in native mode, as a share of swapping MACs";
     curve(&mut svg, WIDTH / 2.0 + 10.0, head, &of_flows, &of_backends);

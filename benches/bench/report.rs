@@ -64,6 +64,11 @@ fn packets(results: &Results) {
             most
         );
     }
+    let rounds = || results.packets.iter().flat_map(|case| &case.rounds);
+    let left_out: u32 = rounds().map(|round| round.left_out).sum();
+    if left_out > 0 {
+        println!("in no mean, as each took over 20 us: {left_out} packets");
+    }
 }
 
 fn live(results: &Results) {

@@ -91,6 +91,10 @@ pub struct PacketCase {
 pub struct PacketRound {
     pub empty_ns: f64,
     pub ns: f64,
+    /// Where each packet is timed: those of both programs that are in no mean, since they
+    /// took over 20 us, as somebody else had the processor.
+    #[serde(default)]
+    pub left_out: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use xdp_proxy::service::Protocol;
 
-use crate::bpf::{FRAME_BYTES, Plan};
+use crate::bpf::{ENDING, FRAME_BYTES, OPENING, Plan};
 use crate::common::frame::{ACK, Frame, Network, RST, SYN, Sum, Transport};
 use crate::common::rig::*;
 
@@ -20,6 +20,8 @@ const TAG_BYTES: usize = 4;
 #[derive(Clone)]
 pub struct Stream {
     pub frame: Vec<u8>,
+    /// What ends a flow that the frame opens; empty: nothing does.
+    end_frame: Vec<u8>,
     pub flows: u32,
     /// Where the transport header begins, or 0: all frames are the same.
     transport_at: usize,
@@ -163,6 +165,7 @@ impl Kind {
         pad(&mut bytes);
         Stream {
             frame: bytes,
+            end_frame: Vec::new(),
             flows,
             transport_at: frame.transport_at() + tag_bytes,
             protocol: self.protocol,
@@ -179,12 +182,21 @@ impl Stream {
         pad(&mut frame);
         Stream {
             frame,
+            end_frame: Vec::new(),
             flows: 1,
             transport_at: 0,
             protocol: Protocol::Tcp,
             v6: false,
             tag_bytes: 0,
             replies: None,
+        }
+    }
+
+    /// Each flow of it is ended by the client's packet of this kind.
+    pub fn ended_by(self, kind: Kind) -> Stream {
+        Stream {
+            end_frame: kind.of_clients(self.flows).frame,
+            ..self
         }
     }
 
@@ -202,7 +214,10 @@ impl Stream {
             at => at + TRANSPORT_BYTES,
         };
         let bytes = headers.next_multiple_of(8).min(FRAME_BYTES);
-        plan.frame[..bytes].copy_from_slice(&self.frame[..bytes]);
+        plan.frames[OPENING][..bytes].copy_from_slice(&self.frame[..bytes]);
+        if !self.end_frame.is_empty() {
+            plan.frames[ENDING][..bytes].copy_from_slice(&self.end_frame[..bytes]);
+        }
         plan.restored_bytes = bytes as u32;
         if self.transport_at == 0 {
             return plan;

@@ -33,6 +33,37 @@ static __always_inline bool may_send_icmp(void)
 	return true;
 }
 
+/*
+ * Cuts the frame, which is as long or longer. A function of its own, which the
+ * verifier walks once. In generic mode not a frame in several buffers: the kernel
+ * would take what it frees off the packet's buffers, but not off its length, and send
+ * on what lies behind them (Linux 6.18 does).
+ */
+__noinline int cut_frame(struct xdp_md *ctx, __u32 bytes)
+{
+	__u32 first = first_buffer_bytes(ctx);
+	__u32 has = several_buffers ? bpf_xdp_get_buff_len(ctx) : first;
+
+	/* Of several buffers to cut off nothing is an error. */
+	if (has == bytes)
+		return true;
+	if (has != first && !complete_checksums)
+		return false;
+	return !bpf_xdp_adjust_tail(ctx, (int)(bytes - has));
+}
+
+/*
+ * All behind so many bytes becomes padding, which no checksum minds: zeros. Not of a
+ * GSO packet, which would be cut into segments again: its sender tries a single one
+ * next.
+ */
+static __always_inline bool pad_frame(struct xdp_md *ctx,
+				      const struct packet *packet, __u32 bytes)
+{
+	return several_buffers && packet->ip_bytes <= interface_mtu_bytes &&
+	       clear_frame(ctx, bytes);
+}
+
 /* An IPv4 header without options. */
 static __always_inline void write_ipv4(struct iphdr *ip,
 				       const struct packet *packet,
@@ -98,7 +129,8 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 	segment_bytes = l4_bytes(packet) - packet->l4_header_bytes;
 	reset_bytes = packet->l4_offset + sizeof(*tcp);
 	total = bpf_htons(reset_bytes - packet->l3_offset);
-	if (bpf_xdp_adjust_tail(ctx, (int)(reset_bytes - packet->frame_bytes)))
+	if (!cut_frame(ctx, reset_bytes) &&
+	    !pad_frame(ctx, packet, reset_bytes))
 		return OUTCOME_DROPPED_NO_ROOM;
 
 	if (!is_ipv6(packet)) {
@@ -198,8 +230,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	    checksum_kind(ctx, packet, old, NULL, &segment_sum) ==
 		    CHECKSUM_PARTIAL)
 		completed = ~fold(sum_segment(ctx, packet->l4_offset, quoted));
-	if (bpf_xdp_adjust_tail(ctx, (int)(packet->l4_offset + quoted -
-					   packet->frame_bytes)))
+	if (!cut_frame(ctx, packet->l4_offset + quoted))
 		return OUTCOME_DROPPED_NO_ROOM;
 
 	icmp_bytes =

@@ -22,15 +22,30 @@ static __always_inline bool is_from_host(const struct packet *packet)
 	       packet->from[0] != 0xffffffff;
 }
 
+/*
+ * Is so much of the frame there? Most end where their IP packet does, in the first
+ * buffer: only others are asked how long they are. (Padding alone in a buffer of its
+ * own is not seen, and not counted.)
+ */
+static __always_inline bool reaches(struct xdp_md *ctx, struct packet *packet,
+				    __u32 end)
+{
+	if (end == packet->frame_bytes)
+		return true;
+	if (several_buffers)
+		packet->frame_bytes = bpf_xdp_get_buff_len(ctx);
+	return end <= packet->frame_bytes;
+}
+
 /* Is the IP packet of ours whole, and may it travel on? */
 static __always_inline enum outcome check_ip(struct xdp_md *ctx,
-					     const struct packet *packet)
+					     struct packet *packet)
 {
 	const __u8 *ip = frame_at(ctx, packet->l3_offset, sizeof(struct iphdr));
+	__u32 end = packet->l3_offset + packet->ip_bytes;
 	__u8 hops;
 
-	if (!ip || packet->l3_offset + packet->ip_bytes > packet->frame_bytes ||
-	    packet->l3_offset + packet->ip_bytes < packet->l4_offset)
+	if (!ip || end < packet->l4_offset || !reaches(ctx, packet, end))
 		return OUTCOME_DROPPED_MALFORMED;
 	hops = ip[is_ipv6(packet) ? offsetof(struct ipv6hdr, hop_limit) :
 				    offsetof(struct iphdr, ttl)];

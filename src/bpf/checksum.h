@@ -21,24 +21,15 @@
 #ifndef __XDP_PROXY_CHECKSUM_H__
 #define __XDP_PROXY_CHECKSUM_H__
 
-#include "packet.h"
+#include "buffers.h"
 
-/* The longest segment whose sum is taken: jumbo frames. */
+/* The longest segment whose sum is taken in its place: jumbo frames. */
 #define SUM_BYTES_MAX 9216
 #define SUM_BLOCK_BYTES 512
 #define SUM_LINE_BYTES 64
 #define SUM_OFFSET_MASK 0x3fff
 
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
-/* The same of a sum of few words: no more than 32 bits. */
+/* `fold` of a sum of few words: no more than 32 bits. */
 static __always_inline __u16 fold_few(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -90,10 +81,11 @@ __noinline __u32 sum_block(struct xdp_md *ctx, __u32 offset)
 }
 
 /*
- * Adds up so many bytes from offset on. Both are functions of their own, which the
+ * Adds up so many bytes from offset on. All are functions of their own, which the
  * verifier walks once for any arguments. First the odd end, then lines, then
  * blocks, each from its own start, so that no state of a loop is carried into
- * the next one. 0 where the frame is too short or the segment too long.
+ * the next one. What is not all in the first buffer is copied, block by block.
+ * 0 where the frame is too short or the segment too long.
  */
 __noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 bytes)
 {
@@ -102,6 +94,8 @@ __noinline __u32 sum_segment(struct xdp_md *ctx, __u32 offset, __u32 bytes)
 	__u32 rest = bytes % SUM_LINE_BYTES;
 	__u64 sum = 0;
 
+	if (several_buffers && offset + bytes > first_buffer_bytes(ctx))
+		return sum_buffers(ctx, offset, bytes);
 	if (offset > L4_OFFSET_MAX || bytes > SUM_BYTES_MAX)
 		return 0;
 	cursor = data + ((offset + bytes - rest) & SUM_OFFSET_MASK);

@@ -84,7 +84,7 @@ static __always_inline bool swap_addresses(struct xdp_md *ctx,
 
 /* For a VIP that the host does not own; else the host answers. */
 static __always_inline enum outcome answer_echo(struct xdp_md *ctx,
-						const struct packet *packet)
+						struct packet *packet)
 {
 	bool v6 = is_ipv6(packet);
 	__u8 reply = v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY;

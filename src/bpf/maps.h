@@ -44,6 +44,8 @@ const volatile __u32 places_bytes = 0;
 const volatile __u8 partial_checksums = 0;
 /* Nobody completes it after us (native mode): the program does. */
 const volatile __u8 complete_checksums = 0;
+/* A frame may lie in several buffers, its headers in the first (XDP multi-buffer). */
+const volatile __u8 several_buffers = 0;
 /* Frames may carry VLAN tags; else such frames are not ours. */
 const volatile __u8 handles_vlan = 0;
 /*

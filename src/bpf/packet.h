@@ -20,8 +20,8 @@ enum fragment_kind {
  * The second of a CPU is the packet that an ICMP error quotes.
  */
 struct packet {
-	__u32 frame_bytes;
-	__u32 l3_offset; /* bytes from the frame's beginning */
+	__u32 frame_bytes; /* in its first buffer; in all, once it was checked */
+	__u32 l3_offset;   /* bytes from the frame's beginning */
 	__u32 l4_offset;
 	__u32 ip_bytes; /* the IP packet's length by its own header */
 	__u8 family;
@@ -74,7 +74,7 @@ static __always_inline struct packet *packet_at_hand(void)
 	return packet_of(AT_HAND);
 }
 
-/* So many bytes of the frame from an offset on; NULL: they are not there. */
+/* So many bytes of the frame's first buffer from an offset on; NULL: not there. */
 static __always_inline void *frame_at(const struct xdp_md *ctx, __u32 offset,
 				      __u32 bytes)
 {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What the host and its kernel allow and how they count.
 
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -30,6 +31,41 @@ pub fn jiffies_now() -> Result<u32> {
 /// CPUs that per-CPU maps have copies for.
 pub fn cpus() -> usize {
     libbpf_rs::num_possible_cpus().unwrap_or(1)
+}
+
+/// The kernel gives a program frames in several buffers, if that asks for them (XDP
+/// multi-buffer, since 5.18): it takes one that does. Also `false` where this process may
+/// load no program at all.
+pub fn knows_several_buffers() -> bool {
+    raise_memlock_limit();
+    // XDP_PASS, exit.
+    let program = [(0xb7, 2), (0x95, 0)].map(|(code, imm)| libbpf_sys::bpf_insn {
+        code,
+        imm,
+        ..Default::default()
+    });
+    let mut options = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        prog_flags: libbpf_sys::BPF_F_XDP_HAS_FRAGS,
+        ..Default::default()
+    };
+    // SAFETY: name, licence and instructions live across the call, which is told how many
+    // those are; the options carry their size.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_XDP,
+            c"frags".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as libbpf_sys::size_t,
+            &mut options,
+        )
+    };
+    if fd >= 0 {
+        // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    fd >= 0
 }
 
 /// The limit of locked memory, where the kernel counts maps against it: before 5.11.

@@ -60,6 +60,20 @@ impl Connection {
         Ok(body)
     }
 
+    /// Sends a body; the status of what is answered.
+    pub fn post(&mut self, body: &[u8]) -> io::Result<String> {
+        let bytes = body.len();
+        let head = format!("POST /upload HTTP/1.1\r\nHost: lab\r\nContent-Length: {bytes}\r\n\r\n");
+        self.0
+            .get_mut()
+            .write_all(&[head.as_bytes(), body].concat())?;
+        let mut line = String::new();
+        match self.0.read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    }
+
     /// Who answers: `http1`.
     pub fn host(&mut self) -> io::Result<String> {
         let body = String::from_utf8(self.get("/")?).map_err(io::Error::other)?;

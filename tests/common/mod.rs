@@ -75,6 +75,33 @@ pub fn vlan_or_skip(test: &str) -> bool {
     false
 }
 
+/// The version of Linux.
+pub fn kernel() -> (u32, u32) {
+    let name = nix::sys::utsname::uname().unwrap();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release.split('.').map_while(|part| part.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// The same for a test with frames in several buffers: there are none on kernels before
+/// 5.18, and on all others.
+pub fn several_buffers_or_skip(test: &str) -> bool {
+    if !root_or_skip(test) {
+        return false;
+    }
+    let known = xdp_proxy::datapath::knows_several_buffers();
+    assert_eq!(
+        known,
+        kernel() >= (5, 18),
+        "what Linux {:?} knows",
+        kernel()
+    );
+    if !known {
+        eprintln!("NOT HERE {test}: frames in several buffers came with Linux 5.18");
+    }
+    known
+}
+
 /// The same for a test that changes what all of a kernel shares: only where the kernel is
 /// the test's own (`OWN_KERNEL=1`), as in the guests of lab/kernels.sh.
 pub fn own_kernel_or_skip(test: &str) -> bool {

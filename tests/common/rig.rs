@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libbpf_rs::ProgramInput;
-use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::abi::types::flow_state;
+use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
     Backend, Config, Forwarding, Listen, ListenPorts, Mode, Policy, PortRanges, Protocol,
@@ -15,6 +15,8 @@ use xdp_proxy::service::{
 use xdp_proxy::stats::Counters;
 use xdp_proxy::tables::{BackendTable, Path, Tables};
 
+use super::frame::Tag;
+
 pub const LB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
@@ -22,8 +24,10 @@ pub const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 pub const MTU_BYTES: u32 = 1500;
 
-/// The longest frame that BPF_PROG_TEST_RUN takes, and more.
-pub const FRAME_BYTES_MAX: usize = 4096;
+/// The longest IP packet, its link header and padding.
+pub const FRAME_BYTES_MAX: usize = 66_000;
+/// Of which BPF_PROG_TEST_RUN puts so many into the first buffer.
+pub const FIRST_BUFFER_BYTES: usize = 3520;
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
@@ -65,6 +69,7 @@ pub const WHOLE: Settings = Settings {
     complete_checksums: false,
     handles_vlan: false,
     tags_may_hide: false,
+    one_buffer: false,
     offload_to: None,
 };
 
@@ -157,20 +162,46 @@ impl Rig {
     }
 
     pub fn with_tables(tables: Tables, settings: Settings) -> Rig {
-        let mut datapath = Datapath::load(&tables, &settings).expect("loading the datapath");
-        datapath
-            .write_interface(LB_MAC, MTU_BYTES)
-            .expect("writing the interface");
-        Rig {
-            datapath,
+        let mut rig = Rig {
+            datapath: Datapath::load(&tables, &settings).expect("loading the datapath"),
             tables,
             settings,
             ran: Cell::new(0),
+        };
+        rig.write_mtu(MTU_BYTES);
+        rig
+    }
+
+    /// All backends are behind these tags.
+    pub fn move_backends(&mut self, tags: &[Tag]) {
+        let tag = |place: usize| tags.get(place).map_or(0, |(p, c)| abi::vlan_tag(*p, *c));
+        for index in 1..=self.tables.backends.len() {
+            self.tables.backends[index - 1].path.tags = [tag(0), tag(1)];
+            self.datapath.write_backend(&self.tables, index).unwrap();
         }
     }
 
+    /// A program with these settings takes the place of the one that runs, with its flows.
+    pub fn take_over(&mut self, settings: Settings) {
+        for source in &mut self.tables.sources {
+            source.fresh = false;
+        }
+        let old = Some(&*self.datapath);
+        let next = Datapath::load_after(old, &self.tables, &settings);
+        self.datapath = next.expect("loading the next datapath");
+        self.settings = settings;
+        self.write_mtu(MTU_BYTES);
+    }
+
+    pub fn write_mtu(&mut self, mtu_bytes: u32) {
+        self.datapath
+            .write_interface(LB_MAC, mtu_bytes)
+            .expect("writing the interface");
+    }
+
     pub fn run(&self, frame: &[u8]) -> Ran {
-        let mut out = [0; FRAME_BYTES_MAX];
+        // An answer may have more headers.
+        let mut out = vec![0; frame.len() + 100];
         let (verdict, frame) = self.run_into(frame, &mut out);
         Ran {
             verdict,

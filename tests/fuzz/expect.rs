@@ -175,6 +175,9 @@ impl World {
             _ => new.right_sum(&want),
         };
         set_field(&mut want, new.checksum_at(), sum);
+        if !self.can_cut(frame) {
+            want.resize(frame.len(), 0);
+        }
         self.want = want;
     }
 

@@ -8,7 +8,7 @@ use xdp_proxy::service::Health;
 
 use crate::common::frame::{ACK, FIN, RST, SYN};
 use crate::common::icmp::Told;
-use crate::common::rig::LB_MAC;
+use crate::common::rig::{FIRST_BUFFER_BYTES, LB_MAC, MTU_BYTES};
 use crate::wire::*;
 use crate::world::*;
 
@@ -84,6 +84,32 @@ fn opens(frame: &[u8], packet: &Packet) -> bool {
 }
 
 impl World {
+    /// In generic mode a frame in several buffers can't be cut.
+    pub fn can_cut(&self, frame: &[u8]) -> bool {
+        frame.len() <= FIRST_BUFFER_BYTES || self.rig.settings.complete_checksums
+    }
+
+    /// What becomes of an answer that the frame can't be cut to.
+    pub fn uncut(&self, frame: &[u8], packet: Option<&Packet>, fate: Fate) -> Fate {
+        let is_long = packet.is_some_and(|packet| packet.end - packet.l3 > MTU_BYTES as usize);
+        match fate {
+            Fate::Reset(_) if is_long && !self.can_cut(frame) => {
+                Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_NO_ROOM)
+            }
+            Fate::Told(..) if !self.can_cut(frame) => {
+                // The limit is asked before, and may let some pass.
+                let limit = OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT;
+                let limited = self.icmp_limited && self.has_moved(limit);
+                Fate::Dropped(if limited {
+                    limit
+                } else {
+                    OutcomeCode::OUTCOME_DROPPED_NO_ROOM
+                })
+            }
+            fate => fate,
+        }
+    }
+
     pub fn serves(&self, protocol: u8) -> bool {
         protocol == TCP || protocol == UDP && self.rig.tables.serves_udp
     }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use xdp_proxy::datapath::knows_several_buffers;
 use xdp_proxy::service::Health;
 use xdp_proxy::tables::Path;
 
@@ -16,10 +17,16 @@ use crate::world::*;
 const CLIENT_PORTS: [u16; 4] = [1025, 33_000, 50_123, 65_535];
 const OTHER_PORTS: [u16; 8] = [0, 1, 22, 80, 443, 1999, 2064, 65_535];
 
+/// More than any frame has.
+const FRAME_BYTES: usize = 10_000;
+const NOISE_BYTES: usize = FRAME_BYTES + 1024;
+
 pub struct Maker {
     pub random: Random,
     /// Bytes to take payloads from.
     noise: Vec<u8>,
+    /// There may be frames in several buffers.
+    long_frames: bool,
     /// Packets of flows that may be gone by now.
     late: Vec<Draft>,
     /// Frames that are still to be sent: the fragments of a datagram.
@@ -56,10 +63,11 @@ impl Maker {
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let mut random = Random((word ^ (word >> 31)) | 1);
-        let noise = random.bytes(4096);
+        let noise = random.bytes(NOISE_BYTES);
         Maker {
             random,
             noise,
+            long_frames: knows_several_buffers(),
             late: Vec::new(),
             waiting: Vec::new(),
             known: [known(world, false), known(world, true)],
@@ -260,11 +268,15 @@ impl Maker {
         };
         draft.id = (word >> 32) as u32;
         draft.payload = match bits(8, 6) {
+            0 if self.long_frames && bits(44, 3) == 0 => self.random.below(9000),
             0 => self.random.below(3000),
             1..4 => self.random.below(1460),
             _ => bits(14, 5),
         };
         draft.padding = if bits(20, 4) == 0 { bits(24, 3) } else { 0 };
+        if self.long_frames && bits(47, 10) == 0 {
+            draft.padding += 4000;
+        }
         if bits(27, 3) == 0 {
             draft.options = self.random.below(11);
         }
@@ -288,7 +300,7 @@ impl Maker {
     }
 
     pub fn bytes(&mut self, draft: &Draft) -> Vec<u8> {
-        let at = self.random.below(self.noise.len() - 3072);
+        let at = self.random.below(NOISE_BYTES - FRAME_BYTES);
         let noise = &self.noise[at..];
         draft.bytes(noise)
     }

@@ -71,6 +71,7 @@ impl World {
             }
             fate => fate,
         };
+        let fate = self.uncut(frame, judgement.packet.as_ref(), fate);
         let (wanted, outcome) = match fate {
             Fate::Passed => (XDP_PASS, OutcomeCode::OUTCOME_PASSED),
             Fate::Dropped(outcome) => (XDP_DROP, outcome),
@@ -177,7 +178,7 @@ impl World {
         let backend = flow.backend;
         let counters = &mut self.backends[backend - 1];
         counters.forwarded_packets += 1;
-        counters.forwarded_bytes += frame.len() as u64;
+        counters.forwarded_bytes += counted_bytes(frame, packet);
         Ok(())
     }
 
@@ -192,7 +193,7 @@ impl World {
         let backend = self.flow(place).backend;
         let counters = &mut self.backends[backend - 1];
         counters.returned_packets += 1;
-        counters.returned_bytes += frame.len() as u64;
+        counters.returned_bytes += counted_bytes(frame, packet);
         Ok(())
     }
 
@@ -340,6 +341,14 @@ impl World {
             "the flow is {flow:?}, and its record another's: {record:?}"
         );
         Ok(())
+    }
+}
+
+/// Padding alone in a buffer of its own is not seen.
+fn counted_bytes(frame: &[u8], packet: &Packet) -> u64 {
+    match packet.end {
+        FIRST_BUFFER_BYTES => FIRST_BUFFER_BYTES as u64,
+        _ => frame.len() as u64,
     }
 }
 

@@ -278,6 +278,12 @@ impl World {
         }
     }
 
+    /// The program has counted more by this outcome than was said so far.
+    pub fn has_moved(&self, outcome: OutcomeCode) -> bool {
+        let place = outcome.0 as usize;
+        self.maps.outcomes()[place] - self.outcomes_before[place] > self.outcomes[place]
+    }
+
     pub fn count(&mut self, outcome: OutcomeCode) {
         self.outcomes[outcome.0 as usize] += 1;
     }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::switch::{OFTEN, backend, balance, is, kill_nginx, serve_switch, services, turn, until};
 use super::udp::{ask_for_every_name, serve_names};
@@ -255,6 +255,9 @@ fn a_download_from_a_backend_that_is_down_is_reset_at_once_or_kept_as_configured
         let stream = lab.within("client", || {
             let mut stream = TcpStream::connect((LB, 80)).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            // What was received is read before the reset is noticed.
+            let socket = SockRef::from(&stream);
+            socket.set_recv_buffer_size(128 << 10).unwrap();
             stream
                 .write_all(b"GET /10m HTTP/1.1\r\nHost: lab\r\n\r\n")
                 .unwrap();

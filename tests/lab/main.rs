@@ -10,6 +10,7 @@ mod accounting;
 mod adoption;
 mod any_port;
 mod attach;
+mod buffers;
 mod carry;
 mod diagnosis;
 mod drain;

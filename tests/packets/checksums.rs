@@ -20,7 +20,7 @@ fn payload_lengths() -> impl Iterator<Item = usize> {
         .chain(1436..=1460)
 }
 
-/// Longer than the MTU, up to what BPF_PROG_TEST_RUN takes: GSO packets.
+/// Longer than the MTU, in one buffer: GSO packets. buffers.rs has longer ones.
 fn gso_lengths() -> impl Iterator<Item = usize> {
     [1461, 1462, 1463, 2000, 2001, 2896, 3400].into_iter()
 }

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use libbpf_rs::AsRawLibbpf as _;
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use xdp_proxy::abi::XdpProxySkelBuilder;
-use xdp_proxy::datapath::Settings;
+use xdp_proxy::datapath::{self, Settings};
 use xdp_proxy::service::{Scheduler, Service};
 use xdp_proxy::tables::Tables;
 
@@ -23,6 +23,7 @@ const INSTRUCTIONS_MAX: u32 = 60_000;
 fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     /// BPF_LOG_STATS, in the kernel's linux/bpf_verifier.h.
     const STATISTICS: u32 = 4;
+    let several_buffers = !settings.one_buffer && datapath::knows_several_buffers();
     let mut log = vec![0u8; 64 << 10];
     let mut object = MaybeUninit::uninit();
     let mut open = XdpProxySkelBuilder::default().open(&mut object).unwrap();
@@ -44,11 +45,15 @@ fn verified_by_the_log(tables: &Tables, settings: &Settings) -> u32 {
     rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
     rodata.partial_checksums = settings.partial_checksums.into();
     rodata.complete_checksums = settings.complete_checksums.into();
+    rodata.several_buffers = several_buffers.into();
     rodata.handles_vlan = settings.handles_vlan.into();
     rodata.tags_may_hide = settings.tags_may_hide.into();
     let bytes = tables.packing().value_bytes() as u32;
     open.maps.maglevs.set_value_size(bytes).expect("a size");
     let program = &mut open.progs.xdp_proxy;
+    if several_buffers {
+        program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+    }
     program.set_log_level(STATISTICS);
     // SAFETY: the log outlives the load, which is the last to write to it.
     let error = unsafe {
@@ -73,6 +78,7 @@ struct Choice {
     /// Of the settings about checksums, and about tags, each needs the one before.
     checksums: usize,
     tags: usize,
+    /// The first one with one buffer, the second with several.
     scheduler: usize,
 }
 
@@ -122,6 +128,7 @@ impl Choice {
     fn verified_instructions(&self) -> u32 {
         let (listens, scheduler) = (LISTENS[self.listens], SCHEDULERS[self.scheduler]);
         let settings = Settings {
+            one_buffer: self.scheduler == 0,
             partial_checksums: self.checksums > 0,
             complete_checksums: self.checksums > 1,
             handles_vlan: self.tags > 0,

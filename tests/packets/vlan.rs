@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! VLAN tags: a flow's two ends may be in two VLANs.
 
-use xdp_proxy::abi::{self, OutcomeCode};
+use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath::Settings;
 
 use crate::common::case::WAYS;
@@ -47,16 +47,8 @@ fn rig(settings: Settings, backend_tags: &[Tag]) -> Rig {
         address.answers_echo = 1;
     }
     let mut rig = Rig::with_tables(tables, settings);
-    move_backends(&mut rig, backend_tags);
+    rig.move_backends(backend_tags);
     rig
-}
-
-fn move_backends(rig: &mut Rig, tags: &[Tag]) {
-    let tag = |place: usize| tags.get(place).map_or(0, |(p, c)| abi::vlan_tag(*p, *c));
-    for index in 1..=rig.tables.backends.len() {
-        rig.tables.backends[index - 1].path.tags = [tag(0), tag(1)];
-        rig.datapath.write_backend(&rig.tables, index).unwrap();
-    }
 }
 
 /// Each way to send, each pair of tags, each service; no flow is there.
@@ -65,7 +57,7 @@ fn in_every_vlan(settings: impl Fn(Settings) -> Settings, check: impl Fn(&mut Ex
         let mut rig = rig(settings(*way), &[]);
         let mut clients = 0..;
         for backend_tags in TAGS {
-            move_backends(&mut rig, backend_tags);
+            rig.move_backends(backend_tags);
             for (client_tags, number) in TAGS.iter().zip(&mut clients) {
                 for (listen, _) in SERVED {
                     let mut exchange = Exchange::new(&rig, listen, number).with_sum(*sum);
