@@ -95,11 +95,9 @@ guard: ## fails where the program became much bigger or slower
 down: ## remove every trace of the lab
 	@lab/run.sh down
 
-# Two tests for each CPU: those of the lab wait for most of their time.
 test: build ## all tests; those that want root are skipped aloud without it
 	@lab/deps.sh test
-	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} \
-		cargo test --no-fail-fast --release --target $(TARGET)
+	@cargo test --no-fail-fast --release --target $(TARGET)
 
 fuzz: ## random and mutated packets against a model of the datapath, for 5 minutes
 	@lab/deps.sh build
