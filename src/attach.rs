@@ -104,10 +104,7 @@ pub fn tidy_pins() {
 fn go_on(datapath: &Datapath, old: Option<&Maps>, tables: &Tables) -> Result<()> {
     let Some(old) = old else { return Ok(()) };
     datapath.count_on(old, &tables.recycled)?;
-    for service in 0..tables.services.len() {
-        datapath.write_maglev(tables, service)?;
-    }
-    Ok(())
+    datapath.write_maglevs(tables, &Vec::from_iter(0..tables.services.len()))
 }
 
 /// What a running daemon has handed over.

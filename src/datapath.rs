@@ -227,10 +227,11 @@ impl Datapath {
             self.write_backend(tables, index)?;
         }
         let shared = |name| old.filter(|old| self.share(old, name));
-        for (index, service) in tables.services.iter().enumerate() {
-            if service.fresh || shared("maglevs").is_none() {
-                self.write_maglev(tables, index)?;
-            }
+        let tables_stay = shared("maglevs").is_some();
+        let (same, new): (Vec<usize>, Vec<usize>) = (0..tables.services.len())
+            .partition(|index| tables_stay && !tables.services[*index].fresh);
+        self.write_maglevs(tables, &new)?;
+        for index in same {
             self.write_service(tables, index)?;
         }
         if shared("backend_counters").is_some() {

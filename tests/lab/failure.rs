@@ -236,7 +236,7 @@ fn download(mut stream: TcpStream, bytes: usize) -> (usize, Option<(ErrorKind, I
 #[test]
 fn a_download_from_a_backend_that_is_down_is_reset_at_once_or_kept_as_configured() {
     let test = "a_download_from_a_backend_that_is_down_is_reset_at_once_or_kept_as_configured";
-    let Some(lab) = lab(test) else { return };
+    let Some(lab) = lab_alone(test) else { return };
     const BYTES: usize = 24 << 20;
     for host in ["http1", "http2"] {
         serve_switch(&lab, host);
