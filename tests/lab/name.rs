@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::lab::{BINARY, Lab, TWO, refusal};
+use crate::common::lab::{BINARY, Balancer, Lab, TWO, refusal};
 use crate::common::load::Clients;
 use crate::faults::told;
 
@@ -27,12 +27,15 @@ fn a_renamed_interface_is_found_by_its_new_name_and_loses_no_flow() {
     let lb = lab.balance(TWO);
     let mut kept = Clients::open(&lab);
     let program = lab.status()["program_id"].clone();
+    let serves_on = |lb: &Balancer, name: &str| {
+        lb.until("serving by the new name", |status| {
+            let backends = status["services"][0]["backends"].as_array().unwrap();
+            status["interface"] == name && backends.iter().all(|backend| backend["state"] == "up")
+        });
+    };
     rename(&lab, "eth0", "wan0");
     told(&lb, "eth0 is called wan0 now");
-    lb.until("serving by the new name", |status| {
-        let backends = status["services"][0]["backends"].as_array().unwrap();
-        status["interface"] == "wan0" && backends.iter().all(|backend| backend["state"] == "up")
-    });
+    serves_on(&lb, "wan0");
     kept.go_on(&lab);
     let status = lab.at("lb", &format!("{BINARY} status -i wan0"));
     assert!(
@@ -57,6 +60,7 @@ fn a_renamed_interface_is_found_by_its_new_name_and_loses_no_flow() {
     assert_eq!(lb.wait().code(), Some(0));
     rename(&lab, "wan0", "eth0");
     told(&next, "wan0 is called eth0 now");
+    serves_on(&next, "eth0");
     kept.go_on(&lab);
     assert_eq!(
         lab.at("lb", &format!("{BINARY} stop -i eth0")),
