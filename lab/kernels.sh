@@ -48,7 +48,7 @@ declare -A OF_A_KERNEL=(
 	[6.12]="own_kernel::memory own_kernel::neighbours"
 )
 SYSTEMD_ON=6.12
-# All combinations of the settings: 144 programs, for 24.
+# All combinations of the settings: 288 programs, for 24.
 ON_ONE_KERNEL=the_verifier_walks_few_instructions_whatever_the_settings
 if [[ -n ${TESTS:-}${SYSTEMD_TESTS:-} ]]; then PARTS=(chosen); fi
 

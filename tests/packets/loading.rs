@@ -78,8 +78,9 @@ struct Choice {
     /// Of the settings about checksums, and about tags, each needs the one before.
     checksums: usize,
     tags: usize,
-    /// The first one with one buffer, the second with several.
     scheduler: usize,
+    /// One, or several where the kernel knows them.
+    buffers: usize,
 }
 
 const LISTENS: [&[&str]; 8] = [
@@ -100,27 +101,37 @@ impl Choice {
         let mut all = vec![];
         for listens in 0..LISTENS.len() {
             for (checksums, tags) in (0..9).map(|both| (both / 3, both % 3)) {
-                all.extend((0..SCHEDULERS.len()).map(|scheduler| Choice {
+                all.extend((0..4).map(|both| Choice {
                     listens,
                     checksums,
                     tags,
-                    scheduler,
+                    scheduler: both / 2,
+                    buffers: both % 2,
                 }));
             }
         }
         all
     }
 
-    fn places(&self) -> [usize; 4] {
-        [self.listens, self.checksums, self.tags, self.scheduler]
+    fn places(&self) -> [usize; 5] {
+        let Choice {
+            listens,
+            checksums,
+            tags,
+            scheduler,
+            buffers,
+        } = *self;
+        [listens, checksums, tags, scheduler, buffers]
     }
 
     /// As few of them as have together whatever two lists can have.
     fn pairs() -> Vec<Choice> {
         let mut all = Choice::all();
         all.retain(|choice| {
-            let [listens, checksums, tags, scheduler] = choice.places();
-            tags == (listens + checksums) % 3 && scheduler == (listens / 3 + checksums) % 2
+            let [listens, checksums, tags, scheduler, buffers] = choice.places();
+            tags == (listens + checksums) % 3
+                && scheduler == (listens / 3 + checksums) % 2
+                && buffers == (listens + checksums) % 2
         });
         all
     }
@@ -128,7 +139,7 @@ impl Choice {
     fn verified_instructions(&self) -> u32 {
         let (listens, scheduler) = (LISTENS[self.listens], SCHEDULERS[self.scheduler]);
         let settings = Settings {
-            one_buffer: self.scheduler == 0,
+            one_buffer: self.buffers == 0,
             partial_checksums: self.checksums > 0,
             complete_checksums: self.checksums > 1,
             handles_vlan: self.tags > 0,
@@ -175,7 +186,7 @@ fn any_two_of_the_settings_are_met_in_the_pairs() {
     let of = |choices: Vec<Choice>| -> BTreeSet<[usize; 4]> {
         let two = |choice: Choice| {
             let places = choice.places();
-            (0..4).flat_map(move |a| (0..a).map(move |b| [a, places[a], b, places[b]]))
+            (0..places.len()).flat_map(move |a| (0..a).map(move |b| [a, places[a], b, places[b]]))
         };
         choices.into_iter().flat_map(two).collect()
     };
