@@ -84,8 +84,8 @@ fn jumbo_frames_are_carried_in_native_mode() {
 }
 
 /// To a program for one buffer the kernel gives a GSO packet of 64 KB in one of 128 KB,
-/// which fills the window of a young connection: 15 to 25 of these for each request, where
-/// the direct path has 3 to 6 and this 3 to 6.
+/// which fills the window of a young connection: 15 to 25 times for each request, where
+/// the direct path has 3 to 6 and this 1 to 5.
 #[test]
 fn downloads_of_new_connections_are_not_stopped_by_windows_that_close() {
     let test = "downloads_of_new_connections_are_not_stopped_by_windows_that_close";
