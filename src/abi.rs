@@ -20,29 +20,30 @@ pub use types::{
     ports, service, source_list,
 };
 
-/// Of the maps (`LAYOUT` in abi.h): those of another one are never taken over.
-pub const LAYOUT: u32 = 4;
-/// Places where an address or a service may be (`PROBES` in abi.h).
-pub const PROBES: usize = 4;
-/// Slots of one source address (`PORTS` in abi.h).
-pub const PORTS: usize = 65_536;
-/// Bits of a slot that are the port (`PORT_BITS` in abi.h).
-pub const PORT_BITS: u32 = 16;
-/// Slots that are a group (`GROUP_SLOTS` in abi.h).
-pub const GROUP_SLOTS: usize = 20;
-/// Bits of a group's index that are not its source address's (`GROUP_BITS` in abi.h).
-pub const GROUP_BITS: u32 = 12;
-/// Source addresses, whose lists of groups come before those of earlier (`SOURCES` in
-/// abi.h).
-pub const SOURCES: usize = SOURCES_MAX;
-/// Slots that one run of the sweep program looks at (`SWEEP_ROUND` in abi.h).
-pub const SWEEP_ROUND: u32 = 64;
-/// In the reach of a group: beyond its list (`SPILLED` in abi.h).
-pub const SPILLED: u8 = 0x80;
-/// VLAN tags of a frame, at most (`VLAN_TAGS` in abi.h).
-pub const VLAN_TAGS: usize = 2;
-/// Datagrams in fragments that are remembered (`FRAGMENTED` in abi.h).
-pub const FRAGMENTED: usize = 8192;
+use types::constant;
+
+/// Of the maps: those of another one are never taken over.
+pub const LAYOUT: u32 = constant::LAYOUT.0;
+/// Places where an address or a service may be.
+pub const PROBES: usize = constant::PROBES.0 as usize;
+/// Slots of one source address.
+pub const PORTS: usize = constant::PORTS.0 as usize;
+/// Bits of a slot that are the port.
+pub const PORT_BITS: u32 = constant::PORT_BITS.0;
+/// Slots that are a group.
+pub const GROUP_SLOTS: usize = constant::GROUP_SLOTS.0 as usize;
+/// Bits of a group's index that are not its source address's.
+pub const GROUP_BITS: u32 = constant::GROUP_BITS.0;
+/// Source addresses, whose lists of groups come before those of earlier.
+pub const SOURCES: usize = constant::SOURCES.0 as usize;
+/// Slots that one run of the sweep program looks at.
+pub const SWEEP_ROUND: u32 = constant::SWEEP_ROUND.0;
+/// What the regroup program returns when it could do nothing.
+pub const REGROUP_AGAIN: u32 = constant::REGROUP_AGAIN.0;
+/// VLAN tags of a frame, at most.
+pub const VLAN_TAGS: usize = constant::VLAN_TAGS.0 as usize;
+/// Datagrams in fragments that are remembered.
+pub const FRAGMENTED: usize = constant::FRAGMENTED.0 as usize;
 /// The name of the program in the kernel, by which it is known again.
 pub const PROGRAM_NAME: &str = "xdp_proxy";
 
@@ -66,7 +67,9 @@ unsafe impl plain::Plain for group {}
 const _: () = {
     assert!(size_of::<address>() == 24);
     assert!(size_of::<listener>() == 8);
-    assert!(size_of::<service>() == 32 + crate::service::SOURCES_MAX);
+    assert!(size_of::<service>() == 32 + SOURCES);
+    assert!(SOURCES == SOURCES_MAX);
+    assert!(constant::MAGLEV_ENTRIES.0 as usize == crate::maglev::TABLE_SIZE);
     assert!(size_of::<backend>() == 52);
     assert!(size_of::<port_map>() == 2 * PORTS);
     assert!(size_of::<ip_address>() == 16);

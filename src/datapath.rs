@@ -28,7 +28,6 @@ pub use pins::{Pins, remove_pins_of_gone};
 
 use crate::abi::{self, types};
 use crate::tables::{Tables, with_room};
-use host::raise_memlock_limit;
 use map::Map;
 use sources::Transition;
 use words::{explain_load, explain_memory, keep_libbpf_quiet, take_libbpf_words};
@@ -63,6 +62,8 @@ pub struct Datapath {
     maps: Maps,
     settings: Settings,
     transition: Transition,
+    /// The last sweep saw all slots, and noted all flows in their homes.
+    swept_whole: bool,
 }
 
 /// What is read and written while it runs is in the maps.
@@ -94,7 +95,6 @@ impl Datapath {
         settings: &Settings,
     ) -> Result<Datapath> {
         keep_libbpf_quiet();
-        raise_memlock_limit();
         // The object must outlive the skeleton, which must be movable.
         let object = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = abi::XdpProxySkelBuilder::default()
@@ -196,6 +196,7 @@ impl Datapath {
             skeleton,
             settings: *settings,
             transition: Transition::default(),
+            swept_whole: false,
         };
         datapath.write_notes(&notes)?;
         if settings.offload_to.is_none() {
@@ -312,9 +313,14 @@ impl Datapath {
         Program::id_from_fd(self.program().as_fd()).context("asking for the program's id")
     }
 
-    /// Ends the flows of every source address whose time is over.
+    /// Ends the flows of every source address whose time is over. Where the sweep before
+    /// has seen all flows, it also lets groups forget those that went far and have ended.
     pub fn sweep(&mut self) -> Result<()> {
         self.regroup()?;
+        let lowers_reach = std::mem::take(&mut self.swept_whole);
+        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            (bss.lowers_reach, bss.unnoted) = (lowers_reach.into(), 0);
+        }
         for source in self.sources_to_sweep() {
             if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
                 bss.sweep_source = source as u32;
@@ -332,6 +338,8 @@ impl Datapath {
                 swept => swept.context("sweeping the flow table")?,
             };
         }
+        let bss = self.skeleton.maps.bss_data.as_ref();
+        self.swept_whole = bss.is_some_and(|bss| bss.unnoted == 0);
         self.has_swept()
     }
 

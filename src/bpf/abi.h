@@ -42,31 +42,37 @@
 #define IP_DF 0x4000
 #define IP_OFFSET 0x1fff
 
-/*
- * The layout of what a later program finds in the maps: raised whenever a struct
- * of this file or of config.h, a map or a hash over them changes. Maps of another
- * layout are never taken over.
- */
-#define LAYOUT 4
-
-/* Counts that bound loops and sizes. */
-#define SOURCES 16  /* source addresses, at most */
-#define LISTS 32    /* of groups: of each source address, now and earlier */
-#define PORTS 65536 /* slots of one source address */
-#define PORT_BITS 16
-#define GROUP_SLOTS 20 /* with what is known of them, one cache line */
-#define GROUPS 3277    /* of one source address: PORTS / GROUP_SLOTS */
-#define GROUP_BITS 12  /* of an index: below those of the source address */
-#define STEPS 128      /* groups of one source address where a flow may be */
-#define PROBES 4       /* places where an address or a service may be */
-#define MAGLEV_ENTRIES 65537
-#define PLACE_BITS_MAX 16   /* of an entry that holds an index itself */
-#define VLAN_TAGS 2	    /* of a frame: 802.1ad and 802.1Q */
-#define FRAGMENTED 8192	    /* datagrams in fragments that are remembered */
-#define EXTENSION_HEADERS 6 /* of IPv6, before the transport header */
-#define L4_OFFSET_MAX 511   /* bytes from the frame's beginning */
-#define SWEEP_ROUND 64 /* slots that one run of the sweep program looks at */
-#define LEAST_TRIES 32 /* backends among which the least busy is looked for */
+/* An enum, as in BTF it reaches Rust. */
+enum constant {
+	/*
+	 * Of what a later program finds in the maps: raised whenever a struct of this
+	 * file or of config.h, a map or a hash over them changes. Maps of another
+	 * layout are never taken over.
+	 */
+	LAYOUT = 5,
+	/* Counts that bound loops and sizes. */
+	SOURCES = 16,  /* source addresses, at most */
+	LISTS = 32,    /* of groups: of each source address, now and earlier */
+	PORTS = 65536, /* slots of one source address */
+	PORT_BITS = 16,
+	GROUP_SLOTS = 20, /* with what is known of them, one cache line */
+	GROUPS = 3277,	  /* of one source address: PORTS / GROUP_SLOTS */
+	GROUP_BITS = 12,  /* of an index: below those of the source address */
+	STEPS = 128,	  /* groups of one source address where a flow may be */
+	PROBES = 4,	  /* places where an address or a service may be */
+	MAGLEV_ENTRIES = 65537,
+	PLACE_BITS_MAX = 16,   /* of an entry that holds an index itself */
+	VLAN_TAGS = 2,	       /* of a frame: 802.1ad and 802.1Q */
+	FRAGMENTED = 8192,     /* datagrams in fragments that are remembered */
+	EXTENSION_HEADERS = 6, /* of IPv6, before the transport header */
+	L4_OFFSET_MAX = 511,   /* bytes from the frame's beginning */
+	SWEEP_ROUND = 64, /* slots that one run of the sweep program looks at */
+	LOCK_TRIES = 64,  /* for a group that another CPU is changing */
+	LEAST_TRIES =
+		32, /* backends among which the least busy is looked for */
+	/* What the regroup program may return. */
+	REGROUP_AGAIN = GROUP_SLOTS + 1,
+};
 
 /*
  * What became of a packet. The order matters: up to OUTCOME_PASSED it goes to
@@ -115,6 +121,7 @@ enum answer {
 enum direction {
 	FROM_CLIENT = 1,
 	FROM_BACKEND = 2,
+	FROM_BOTH = FROM_CLIENT | FROM_BACKEND,
 };
 
 /*
@@ -142,7 +149,7 @@ struct flow {
 	/* Written as packets pass. */
 	__u32 seen;    /* jiffies of the last packet that keeps it alive */
 	__u8 state;    /* enum flow_state */
-	__u8 finished; /* enum direction: who has sent FIN */
+	__u8 finished; /* enum direction: who has sent FIN; both: or RST */
 	__u8 partial;  /* enum direction: whose checksums are partial */
 	__u8 retired;  /* its slot is free to be taken; the flow is closing */
 	__u8 client_mac[ETH_ALEN];
@@ -164,21 +171,21 @@ _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
  * exceed: the oldest of them makes room for the next one.
  */
 struct group {
-	struct bpf_spin_lock lock;
+	__u32 lock; /* 1: somebody is changing it */
 	/* A bit for each slot; those that are not ours are in use. */
 	__u32 used;
 	__u32 resting;
 	__u32 unconfirmed;
-	__u32 evicted;	 /* flows that made room */
-	__u8 hand;	 /* the next slot to be taken, if it is free */
-	__u8 share;	 /* of unconfirmed flows, at most */
-	__u8 reach;	 /* so many steps flows have gone whose home this is */
-	__u8 insertions; /* of flows whose home this is */
+	__u16 evicted;	  /* flows that made room */
+	__u8 hand;	  /* the next slot to be taken, if it is free */
+	__u8 share;	  /* of unconfirmed flows, at most */
+	__u8 insertions;  /* of flows whose home this is */
+	__u8 spilled;	  /* some of these are at another source address */
+	__u8 reach;	  /* so many steps the others have gone */
+	__u8 reach_since; /* the same of those seen since a sweep was here */
 	__u16 tag[GROUP_SLOTS];
 };
 _Static_assert(sizeof(struct group) == 64, "a group is one cache line");
-
-#define SPILLED 0x80 /* in reach: also to another source address */
 
 /*
  * The groups of one source address that have ports of ours: the first so many. From

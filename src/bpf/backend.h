@@ -39,7 +39,7 @@ static __always_inline __u32 backend_in(const void *table, __u32 place)
 
 	/*
 	 * clang 14 knows that the place is below and may drop the check, without
-	 * which the verifier of 5.10 and 6.1 refuses (r2 *= 65537; r2 >>= 31;
+	 * which the verifier of 6.1 refuses (r2 *= 65537; r2 >>= 31;
 	 * r2 &= 262142; r0 += r2): "R0 max value is outside of the allowed
 	 * memory range".
 	 */

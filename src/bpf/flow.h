@@ -158,8 +158,8 @@ static __always_inline enum outcome begin_anew(struct xdp_md *ctx,
 	if (flow) {
 		enum outcome outcome = find_service(packet);
 
-		retire_flow(flow, packet->slot, packet->hash, false);
-		forget_flow(packet, flow);
+		if (!forget_flow(packet, flow))
+			return OUTCOME_DROPPED_RACE;
 		if (outcome)
 			return outcome;
 	}
@@ -199,15 +199,16 @@ static __always_inline void track_tcp(const struct packet *packet,
 				flags & TCP_SYN ? ANSWER_OWN : ANSWER_OTHER;
 	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED &&
 		   (flags & TCP_ACK)) {
-		confirm_flow(flow, packet->slot, packet->hash);
+		confirm_flow(packet->slot, packet->hash);
 	}
 	if (flags & TCP_FIN)
 		flow->finished |= packet->direction;
 	if (ends_earlier(packet, flow))
 		flow->answered = ANSWER_NONE;
-	else if ((flags & TCP_RST) ||
-		 flow->finished == (FROM_CLIENT | FROM_BACKEND))
-		retire_flow(flow, packet->slot, packet->hash, false);
+	else if (flags & TCP_RST)
+		flow->finished = FROM_BOTH;
+	if (flow->finished == FROM_BOTH)
+		retire_flow(packet->slot, packet->hash, false);
 }
 
 /* What a datagram tells: there is nothing to acknowledge. */
@@ -218,7 +219,7 @@ static __always_inline void track_udp(const struct packet *packet,
 		if (!flow->answered)
 			flow->answered = ANSWER_OWN;
 	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED) {
-		confirm_flow(flow, packet->slot, packet->hash);
+		confirm_flow(packet->slot, packet->hash);
 	}
 }
 

@@ -59,6 +59,7 @@ const volatile __u32 fragment_life = 0;
 const volatile __u32 cpus = 1;	      /* CPUs that there can be */
 const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
+const volatile enum constant constant_in_btf = LAYOUT;
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
 const volatile enum answer answer_in_btf = ANSWER_NONE;
@@ -75,6 +76,9 @@ __u32 interface_mtu_bytes;
 /* The source address whose table the sweep program works on, and how far it is. */
 __u32 sweep_source;
 __u32 sweep_hand;
+/* The sweep before was whole and noted all flows in their homes; this one missed some. */
+__u32 lowers_reach;
+__u32 unnoted;
 /*
  * The source addresses were others until now: a flow may be in any, though its home
  * does not say so. The sweep tells the homes.

@@ -61,22 +61,52 @@ static __always_inline __u32 room_in(const struct group *group)
 	return is_crowded(group) ? 0 : count_bits(~group->used);
 }
 
+/* Another CPU has the group's lock: it won't be long, unless that CPU is stopped. */
+__noinline int lock_later(__u32 index)
+{
+	struct group *group = group_at(index);
+	__u32 held = 1;
+
+	if (!group)
+		return false;
+	for (int i = 0; i < LOCK_TRIES && held; i++)
+		held = __sync_val_compare_and_swap(&group->lock, 0, 1);
+	return !held;
+}
+
+/*
+ * False: it can't be had. One instruction where a bpf_spin_lock, which masks interrupts
+ * and in a virtual machine frees by another atomic instruction, took a sixth of what a
+ * new flow costs. No other program takes it, so that interrupts may come.
+ */
+static __always_inline bool lock_group(struct group *group, __u32 index)
+{
+	return !__sync_val_compare_and_swap(&group->lock, 0, 1) ||
+	       lock_later(index);
+}
+
+/* Stores are seen in order on x86. */
+static __always_inline void unlock_group(struct group *group)
+{
+	barrier();
+	*(volatile __u32 *)&group->lock = 0;
+}
+
 /*
  * The flow ends, and its slot is free. `hash` tells that the record still is of the
  * flow that the caller means; `evict` spares it if it is established by now, and
  * forgets it: its client must not go on with it. Returns whether it ended now.
  */
-static __always_inline void retire_flow(struct flow *flow, __u32 slot,
-					__u32 hash, bool evict)
+__noinline int retire_flow(__u32 slot, __u32 hash, bool evict)
 {
-	struct group *group = group_at(group_of(slot));
-	__u32 tick = now(), bit = bit_of(slot);
+	__u32 index = group_of(slot), tick = now(), bit = bit_of(slot);
+	struct group *group = group_at(index);
+	struct flow *flow = flow_at(slot);
 	__u32 backend = 0;
 	bool retires;
 
-	if (!group)
-		return;
-	bpf_spin_lock(&group->lock);
+	if (!group || !flow || !lock_group(group, index))
+		return false;
 	retires = !*(volatile __u8 *)&flow->retired &&
 		  *(volatile __u32 *)&flow->hash == hash &&
 		  (flow->state == FLOW_UNCONFIRMED ||
@@ -92,42 +122,51 @@ static __always_inline void retire_flow(struct flow *flow, __u32 slot,
 		if (evict)
 			flow->family = 0;
 	}
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
 	if (retires)
 		count_flow_ended(backend);
+	return retires;
 }
 
 /* The client has reacted to an answer. */
-static __always_inline void confirm_flow(struct flow *flow, __u32 slot,
-					 __u32 hash)
+__noinline int confirm_flow(__u32 slot, __u32 hash)
 {
-	struct group *group = group_at(group_of(slot));
-	__u32 bit = bit_of(slot);
+	__u32 index = group_of(slot), bit = bit_of(slot);
+	struct group *group = group_at(index);
+	struct flow *flow = flow_at(slot);
 
-	if (!group)
-		return;
-	bpf_spin_lock(&group->lock);
+	if (!group || !flow || !lock_group(group, index))
+		return false;
 	if (!*(volatile __u8 *)&flow->retired &&
 	    *(volatile __u32 *)&flow->hash == hash &&
 	    flow->state == FLOW_UNCONFIRMED) {
 		flow->state = FLOW_ESTABLISHED;
 		group->unconfirmed &= ~bit;
 	}
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
+	return true;
 }
 
-/* A closing flow whose client begins anew: no packet finds it any more. */
-static __always_inline void forget_flow(const struct packet *packet,
+/*
+ * A flow whose client begins anew ends, and no packet finds it any more. False: another
+ * CPU is in the way.
+ */
+static __always_inline bool forget_flow(const struct packet *packet,
 					struct flow *flow)
 {
-	struct group *group = group_at(group_of(packet->slot));
+	__u32 index = group_of(packet->slot);
+	struct group *group = group_at(index);
+	bool is_gone;
 
-	if (!group)
-		return;
-	bpf_spin_lock(&group->lock);
-	if (!(group->used & bit_of(packet->slot)) && flow->hash == packet->hash)
+	retire_flow(packet->slot, packet->hash, false);
+	if (!group || !lock_group(group, index))
+		return false;
+	is_gone = !(group->used & bit_of(packet->slot)) ||
+		  flow->hash != packet->hash;
+	if (is_gone && flow->hash == packet->hash)
 		flow->family = 0;
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
+	return is_gone;
 }
 
 static __always_inline const struct backend *backend_of(const struct flow *flow)
@@ -168,9 +207,10 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 		timeout = service->established;
 	else /* where ports are short, these go first */
 		timeout = service->unanswered >> (pressed ? 2 : 0);
-	if (age(flow) > timeout || ends_flows(backend_of(flow)) ||
-	    given_up >> (slot >> PORT_BITS) & 1)
-		retire_flow(flow, slot, hash, false);
+	/* Finished: its end met a lock that could not be had. */
+	if (age(flow) > timeout || flow->finished == FROM_BOTH ||
+	    ends_flows(backend_of(flow)) || given_up >> (slot >> PORT_BITS) & 1)
+		retire_flow(slot, hash, false);
 	return 0;
 }
 
@@ -198,7 +238,7 @@ __noinline int evict_oldest(__u32 index)
 		return 0;
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
-	retire_flow(flow, slot, hash, true);
+	retire_flow(slot, hash, true);
 	return 0;
 }
 
@@ -288,8 +328,10 @@ static __always_inline bool is_roomy_home(const struct packet *packet,
 /* Some flow whose home this is has gone so far; under the group's lock. */
 static __always_inline void raise_reach(struct group *home, __u32 steps)
 {
-	if ((home->reach & ~SPILLED) < steps)
-		home->reach = (home->reach & SPILLED) | steps;
+	if (home->reach < steps)
+		home->reach = steps;
+	if (home->reach_since < steps)
+		home->reach_since = steps;
 }
 
 /* Notes in a flow's first home that it is further on; false: a race was lost. */
@@ -308,21 +350,23 @@ __noinline int note_reach(__u32 source, __u32 steps)
 	home = group_at(index);
 	if (!first || !home)
 		return false;
-	bpf_spin_lock(&first->lock);
+	if (!lock_group(first, packet->home))
+		return false;
 	raced = first->insertions != packet->insertions;
 	if (!raced) {
 		first->insertions++;
 		if (!in_first)
-			first->reach |= SPILLED;
+			first->spilled = true;
 		else
 			raise_reach(first, steps);
 	}
-	bpf_spin_unlock(&first->lock);
+	unlock_group(first);
 	if (raced || in_first)
 		return !raced;
-	bpf_spin_lock(&home->lock);
+	if (!lock_group(home, index))
+		return false;
 	raise_reach(home, steps);
-	bpf_spin_unlock(&home->lock);
+	unlock_group(home);
 	return true;
 }
 
@@ -352,7 +396,8 @@ static __always_inline bool take_slot(struct packet *packet, __u32 source,
 		passed = ~0;
 	else if (nth < hand)
 		passed = bits_below(nth + 1) | ~bits_below(hand);
-	bpf_spin_lock(&group->lock);
+	if (!lock_group(group, index))
+		return false;
 	takes = !(group->used & 1 << nth) && !is_crowded(group) &&
 		(!is_home || group->insertions == packet->insertions);
 	if (takes) {
@@ -363,7 +408,7 @@ static __always_inline bool take_slot(struct packet *packet, __u32 source,
 		group->insertions += is_home;
 		group->tag[nth] = tag_of(packet->hash);
 	}
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
 	packet->slot = first_slot(index) + nth;
 	return takes;
 }

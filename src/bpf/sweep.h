@@ -14,25 +14,27 @@
  */
 __noinline int lose_slot(__u32 slot)
 {
-	struct group *group = group_at(group_of(slot));
+	__u32 index = group_of(slot);
+	struct group *group = group_at(index);
 	struct flow *flow = flow_at(slot);
 	bool is_left;
 
 	if (!group || !flow || flow->state == FLOW_NONE)
 		return false;
-	retire_flow(flow, slot, flow->hash, false);
-	bpf_spin_lock(&group->lock);
+	retire_flow(slot, flow->hash, false);
+	if (!lock_group(group, index))
+		return true;
 	group->used |= bit_of(slot);
 	is_left = !*(volatile __u8 *)&flow->retired;
 	if (!is_left)
 		flow->family = 0;
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
 	return is_left;
 }
 
 /*
  * Another set of a group's slots becomes ours: `gained` are free, and the flows in `lost`
- * end. Returns how many of these are left.
+ * end. Returns how many of these are left; REGROUP_AGAIN: nothing was done.
  */
 __noinline int regroup(void)
 {
@@ -41,10 +43,11 @@ __noinline int regroup(void)
 
 	if (!group)
 		return 0;
-	bpf_spin_lock(&group->lock);
+	if (!lock_group(group, index))
+		return REGROUP_AGAIN;
 	group->used = (group->used & ~gained) | lost;
 	group->share = new_share;
-	bpf_spin_unlock(&group->lock);
+	unlock_group(group);
 	for (__u32 i = 0; i < GROUP_SLOTS; i++)
 		if (lost >> i & 1)
 			left += lose_slot(first_slot(index) + i);
@@ -68,11 +71,53 @@ __noinline int tell_home(__u32 slot)
 		return 0;
 	index = group_after(source, flow->hash, 0);
 	home = group_at(index);
-	if (!home || index == group_of(slot) || home->reach & SPILLED)
+	if (home && index != group_of(slot))
+		home->spilled = true;
+	return 0;
+}
+
+/* Notes in the home of the flow in a slot how far it has gone. */
+__noinline int note_steps(__u32 slot)
+{
+	__u32 source = slot >> PORT_BITS, group = group_of(slot), hash, index;
+	const struct flow *flow = flow_at(slot);
+	struct group *home;
+
+	if (!flow || !flow->family || is_over(flow))
 		return 0;
-	bpf_spin_lock(&home->lock);
-	home->reach |= SPILLED;
-	bpf_spin_unlock(&home->lock);
+	hash = flow->hash;
+	index = group_after(source, hash, 0);
+	home = group_at(index);
+	if (!home || index == group)
+		return 0;
+	for (__u32 steps = 1; steps < STEPS && steps <= home->reach; steps++) {
+		if (group_after(source, hash, steps) != group)
+			continue;
+		if (home->reach_since >= steps)
+			return 0;
+		if (!lock_group(home, index))
+			break;
+		raise_reach(home, steps);
+		unlock_group(home);
+		return 0;
+	}
+	unnoted = true;
+	return 0;
+}
+
+/*
+ * Since the sweep before, which was at this group, all flows have been noted, and those
+ * that began since note themselves.
+ */
+__noinline int lower_reach(__u32 index)
+{
+	struct group *group = group_at(index);
+
+	if (!group || !lowers_reach || !lock_group(group, index))
+		return 0;
+	group->reach = group->reach_since;
+	group->reach_since = 0;
+	unlock_group(group);
 	return 0;
 }
 
@@ -85,9 +130,12 @@ __noinline int sweep(void)
 	for (__u32 i = 0; i < SWEEP_ROUND; i++) {
 		__u32 slot = sweep_source << PORT_BITS | (hand + i) % PORTS;
 
+		if (slot % PORTS % GROUP_SLOTS == 0)
+			lower_reach(group_of(slot));
 		expire_flow(slot, false);
 		if (carries_flows())
 			tell_home(slot);
+		note_steps(slot);
 	}
 	return 0;
 }

@@ -247,7 +247,7 @@ __noinline int is_in_list(__u32 kind, __u32 list, __u32 steps)
 	home = group_at(group_after(list, packet->hash, 0));
 	if (!home)
 		return false;
-	reach = home->reach & ~SPILLED;
+	reach = home->reach;
 	for (; steps < STEPS && steps <= reach; steps++)
 		if (is_after(kind, list, steps))
 			return true;
@@ -267,7 +267,7 @@ __noinline int is_elsewhere(__u32 kind)
 		return false;
 	if (is_in_list(kind, nth_list(packet->family, packet->hash, 0), 1))
 		return true;
-	if (!(home->reach & SPILLED) && !carries_flows())
+	if (!home->spilled && !carries_flows())
 		return false;
 	for (__u32 nth = 1; nth < LISTS && nth < list_count(packet); nth++)
 		if (is_in_list(kind,
@@ -314,7 +314,7 @@ static __always_inline struct flow *find_flow_of_client(struct packet *packet,
 			return flow_at(packet->slot);
 	}
 	reach = *(const volatile __u8 *)&home->reach;
-	if (!carries_flows() &&
+	if (!carries_flows() && !*(const volatile __u8 *)&home->spilled &&
 	    (!reach || (reach == 1 && !may_be_next(source, packet->hash))))
 		return NULL;
 	return is_elsewhere(kind) ? flow_at(packet->slot) : NULL;

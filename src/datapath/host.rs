@@ -5,7 +5,6 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
@@ -37,7 +36,6 @@ pub fn cpus() -> usize {
 /// multi-buffer, since 5.18): it takes one that does. Also `false` where this process may
 /// load no program at all.
 pub fn knows_several_buffers() -> bool {
-    raise_memlock_limit();
     // XDP_PASS, exit.
     let program = [(0xb7, 2), (0x95, 0)].map(|(code, imm)| libbpf_sys::bpf_insn {
         code,
@@ -68,24 +66,18 @@ pub fn knows_several_buffers() -> bool {
     fd >= 0
 }
 
-/// The limit of locked memory, where the kernel counts maps against it: before 5.11.
-pub(super) fn memlock_limit() -> Option<u64> {
+/// The oldest kernel that takes the program: BPF's compare-and-swap came with it.
+const OLDEST: (u32, u32) = (5, 12);
+
+/// Why this kernel can't take the program, if it is too old; distributions have carried
+/// much of BPF back, so this is asked once one has refused it.
+pub(super) fn too_old() -> Option<String> {
     let name = uname().ok()?;
     let release = name.release().to_str()?;
     let mut numbers = release.split('.').map_while(|part| part.parse().ok());
     let version: (u32, u32) = (numbers.next()?, numbers.next()?);
-    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
-    (version < (5, 11)).then_some(limit)
-}
-
-/// Kernels before 5.11 count maps against the limit of locked memory. Being
-/// refused is no error: later ones don't look at it.
-pub(super) fn raise_memlock_limit() {
-    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX).or_else(|_| {
-        let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
-    });
-    if let Err(error) = raised {
-        tracing::debug!("the limit of locked memory stays as it is: {error}");
-    }
+    let (major, minor) = OLDEST;
+    (version < OLDEST).then(|| {
+        format!("this is Linux {release}, and the program needs {major}.{minor} or a later one")
+    })
 }

@@ -83,7 +83,7 @@ impl Maps {
     pub fn needs_earlier(&self, source: usize) -> Result<bool> {
         let groups: BTreeMap<u16, types::group> = self.groups(source)?.into_iter().collect();
         let list: Vec<u16> = groups.keys().copied().collect();
-        let reach = |number: u16| groups[&number].reach & !abi::SPILLED;
+        let reach = |number: u16| groups[&number].reach;
         let mut needs = false;
         self.flow_table(source)?.each(|port, flow: &types::flow| {
             let lives = flow.family != 0 && flow.retired == 0;
@@ -245,7 +245,7 @@ impl Datapath {
             for (source, change) in &mut changes {
                 if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
                     bss.regrouped = (*source << abi::GROUP_BITS) as u32 | u32::from(change.number);
-                    bss.gained = std::mem::take(&mut change.gained);
+                    bss.gained = change.gained;
                     bss.lost = change.lost;
                     bss.new_share = change.share.into();
                 }
@@ -256,8 +256,11 @@ impl Datapath {
                 let program = &self.skeleton.progs.xdp_proxy_regroup;
                 let output = program.test_run(input).context("changing source ports")?;
                 left += output.return_value;
+                if output.return_value != abi::REGROUP_AGAIN {
+                    change.gained = 0;
+                }
             }
-            changes.retain(|(_, change)| change.lost > 0);
+            changes.retain(|(_, change)| change.gained | change.lost > 0);
         }
         Ok(())
     }

@@ -6,9 +6,8 @@ use std::{fmt, io};
 
 use anyhow::anyhow;
 use libbpf_rs::{ErrorKind, PrintLevel};
-use nix::sys::resource::RLIM_INFINITY;
 
-use super::host::memlock_limit;
+use super::host::too_old;
 
 /// What libbpf last said at its warning level, to go with an errno.
 static LIBBPF_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -39,9 +38,9 @@ pub(super) fn explain(error: &libbpf_rs::Error) -> anyhow::Error {
     anyhow!(word.unwrap_or_else(|| format!("{error}")))
 }
 
-/// The kernel answers EPERM without privilege or enough locked memory, ENOMEM without
-/// other memory for what the maps take, EACCES and EINVAL after the verifier, whose last
-/// words stand before its statistics.
+/// The kernel answers EPERM without privilege, ENOMEM without memory for what the maps
+/// take, EACCES and EINVAL after the verifier, whose last words stand before its
+/// statistics.
 pub(super) fn explain_load(error: &libbpf_rs::Error, maps_bytes: usize) -> anyhow::Error {
     let denied = error.kind() == ErrorKind::PermissionDenied;
     let no_memory = error.kind() == ErrorKind::OutOfMemory;
@@ -52,11 +51,12 @@ pub(super) fn explain_load(error: &libbpf_rs::Error, maps_bytes: usize) -> anyho
         .filter(|line| !line.starts_with("libbpf: "))
         .last();
     match verdict {
+        Some(verdict) if let Some(why) = too_old() => anyhow!("{why} ({verdict})"),
         Some(verdict) => anyhow!("the kernel's verifier refused the program: {verdict} ({error})"),
-        None if let Some(why) = memory_refused(denied, no_memory, error, maps_bytes) => why,
+        None if let Some(why) = memory_refused(no_memory, error, maps_bytes) => why,
         None if denied => anyhow!(
             "the kernel does not let this process load a program ({error}): run it as root, \
-             or with the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.8: SYS_ADMIN)"
+             or with the capabilities BPF, NET_ADMIN and PERFMON"
         ),
         None => anyhow!("the kernel refused the program or its maps: {error}"),
     }
@@ -68,31 +68,22 @@ pub(super) fn explain_memory(error: anyhow::Error, maps_bytes: usize) -> anyhow:
     let Some(cause) = causes.find_map(|cause| cause.downcast_ref::<io::Error>()) else {
         return error;
     };
-    let denied = cause.kind() == io::ErrorKind::PermissionDenied;
     let no_memory = cause.kind() == io::ErrorKind::OutOfMemory;
-    memory_refused(denied, no_memory, cause, maps_bytes).unwrap_or(error)
+    memory_refused(no_memory, cause, maps_bytes).unwrap_or(error)
 }
 
 /// Memory for the maps was refused, if that is what the kernel's answer means.
 fn memory_refused(
-    denied: bool,
     no_memory: bool,
     error: &dyn fmt::Display,
     maps_bytes: usize,
 ) -> Option<anyhow::Error> {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let maps = format!("the maps, which take {:.1} MiB", mib(maps_bytes as u64));
-    let locked = memlock_limit().filter(|limit| denied && *limit != RLIM_INFINITY);
-    match locked {
-        Some(limit) => Some(anyhow!(
-            "the limit of locked memory, {:.1} MiB, leaves no room for {maps} ({error}): raise it \
-             (ulimit -l unlimited, LimitMEMLOCK=infinity)",
-            mib(limit)
-        )),
-        None if no_memory => Some(anyhow!(
-            "the kernel has no memory for {maps} ({error}): let this process's control group have \
-             more (memory.max, MemoryMax=), or configure less (`xdp-proxy check` tells what it takes)"
-        )),
-        None => None,
-    }
+    let mib = maps_bytes as f64 / f64::from(1 << 20);
+    no_memory.then(|| {
+        anyhow!(
+            "the kernel has no memory for the maps, which take {mib:.1} MiB ({error}): let this \
+             process's control group have more (memory.max, MemoryMax=), or configure less \
+             (`xdp-proxy check` tells what it takes)"
+        )
+    })
 }

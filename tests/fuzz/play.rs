@@ -278,7 +278,10 @@ impl World {
         if flags & RST != 0 && end == End::Client && flow.answered_other && !flow.established {
             // It ends the earlier connection; the SYN comes again.
             (flow.answered, flow.answered_other) = (false, false);
-        } else if flags & RST != 0 || flow.finished == [true; 2] {
+        } else if flags & RST != 0 {
+            flow.finished = [true; 2];
+        }
+        if flow.finished == [true; 2] {
             self.retire(place);
         }
     }

@@ -23,6 +23,7 @@ mod ports;
 mod races;
 mod random;
 mod ranges;
+mod reach;
 mod resets;
 mod reuse;
 mod schedulers;

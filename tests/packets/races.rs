@@ -73,15 +73,16 @@ fn run(program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8; 256]) -> (u32, usiz
     (options.retval, options.data_size_out as usize)
 }
 
-/// Sends at random from all CPUs at a time, then looks at every table.
+/// Sends at random from all CPUs at a time, and sweeps, then looks at every table.
 fn hammer(clients: u32, ports: u16) {
     let mut rig = rig(ports);
     let frames = frames(&rig, clients, ports);
-    let program = rig.datapath.program().as_fd();
+    let program = rig.datapath.program_fd().unwrap();
     let cpus = cpus();
     let ran: u64 = thread::scope(|scope| {
         let work = |seed| {
-            let (frames, cpu) = (&frames, cpus[seed as usize % cpus.len()]);
+            let (frames, program) = (&frames, program.as_fd());
+            let cpu = cpus[seed as usize % cpus.len()];
             scope.spawn(move || {
                 pin(cpu);
                 let mut random = Random(seed + 1);
@@ -106,6 +107,9 @@ fn hammer(clients: u32, ports: u16) {
             })
         };
         let threads: Vec<_> = (0..THREADS).map(work).collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            rig.datapath.sweep().unwrap();
+        }
         threads.into_iter().map(|t| t.join().unwrap()).sum()
     });
     rig.ran.set(ran);
