@@ -109,7 +109,7 @@ soak: build ## kills, reloads, dead servers under load, for 2 minutes or SECONDS
 	@SOAK_SECONDS=$(or $(SECONDS),120) SOAK_SEED=$(SEED) REQUIRE_ROOT_TESTS=1 \
 		cargo test --release --target $(TARGET) --test soak
 
-test-kernels: ## packets, VLANs, faults and systemd on Debian's kernels 5.10, 6.1 and 6.12, emulated
+test-kernels: ## packets, VLANs, faults and systemd on Debian's kernels 6.1 and 6.12, emulated
 	@lab/deps.sh build kernels
 	@lab/kernels.sh
 

@@ -15,13 +15,13 @@
 #   TESTS='lab vlan'   one file of tests and which of them, in place of all
 #   SYSTEMD_TESTS='lab systemd'  the same of those that run under systemd
 #
-# Usage: lab/kernels.sh [VERSION...]    of: 5.10 6.1 6.12
+# Usage: lab/kernels.sh [VERSION...]    of: 6.1 6.12
 set -euo pipefail
 # shellcheck source=lab/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-declare -A SUITE=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
-VERSIONS=(5.10 6.1 6.12)
+declare -A SUITE=([6.1]=bookworm [6.12]=trixie)
+VERSIONS=(6.1 6.12)
 META_PACKAGE=linux-image-cloud-amd64
 
 KERNELS=$ROOT_DIR/build/kernels
@@ -29,7 +29,7 @@ KERNELS=$ROOT_DIR/build/kernels
 MODULES=(llc stp bridge garp mrp 8021q veth)
 # All else is busybox's in the guest.
 PROGRAMS=(bash bridge chown chmod curl dash ethtool ip journalctl mkdir mount mountpoint nginx
-	nsenter nstat ping prlimit setpriv sysctl systemctl unshare)
+	nsenter nstat ping setpriv sysctl systemctl unshare)
 # What is to be systemd there, and of its units: a system without devices and logins.
 SYSTEMD=/usr/lib/systemd
 UNITS=$SYSTEMD/system
@@ -40,10 +40,9 @@ GUEST_MEMORY=1G
 PACKETS=${PACKETS:-2000}
 
 # Two guests for each kernel, those that take longer first. What is a whole kernel's is
-# tested once, and memory both ways that kernels count it.
+# tested once.
 PARTS=(packets lab)
 declare -A OF_A_KERNEL=(
-	[5.10]="own_kernel::memory"
 	[6.1]="own_kernel::clock"
 	[6.12]="own_kernel::memory own_kernel::neighbours"
 )

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! The kernel refuses memory for the maps: by the control group's limit, and before 5.11,
-//! which counts no maps against that, by the limit of locked memory.
+//! The kernel refuses memory for the maps, by the control group's limit.
 
 use std::fs;
 use std::path::Path;
@@ -16,20 +15,14 @@ const MIB: u64 = 1 << 20;
 const GROUP: &str = "/sys/fs/cgroup/lb";
 const SOURCES: std::ops::Range<u32> = 101..109;
 
-/// What sets limits to the memory of `lb`.
-enum Limit {
-    /// Its control group.
-    Group,
-    /// Of locked memory.
-    Locked,
-}
+/// What must be told.
+const WORDS: &str = "the kernel has no memory for the maps, which take ";
+
+/// The control group that `lb` runs in, which has a limit.
+struct Limit;
 
 impl Limit {
-    fn of_this_kernel(lab: &Lab) -> Limit {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-        if release.starts_with("5.10.") {
-            return Limit::Locked;
-        }
+    fn new(lab: &Lab) -> Limit {
         fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").unwrap();
         fs::create_dir(GROUP).unwrap();
         // On a host of the lab /sys is another one.
@@ -38,45 +31,20 @@ impl Limit {
             "mkdir -p /run/cgroup && mount -t cgroup2 cgroup2 /run/cgroup\n\
              echo $$ >/run/cgroup/lb/cgroup.procs && exec \"$@\"\n",
         );
-        Limit::Group
+        Limit
     }
 
     /// The load balancer with no more than that from its start on.
     fn command(&self, bytes: u64) -> String {
-        match self {
-            Limit::Group => {
-                fs::write(format!("{GROUP}/memory.max"), bytes.to_string()).unwrap();
-                format!("sh /run/in-group {BINARY}")
-            }
-            Limit::Locked => {
-                format!("prlimit --memlock={bytes} setpriv --bounding-set=-sys_resource {BINARY}")
-            }
-        }
+        fs::write(format!("{GROUP}/memory.max"), bytes.to_string()).unwrap();
+        format!("sh /run/in-group {BINARY}")
     }
 
     /// Leaves one that runs so much more than it has.
-    fn leave(&self, lab: &Lab, more: u64) {
-        match self {
-            Limit::Group => {
-                let used = fs::read_to_string(format!("{GROUP}/memory.current")).unwrap();
-                let used: u64 = used.trim().parse().unwrap();
-                fs::write(format!("{GROUP}/memory.max"), (used + more).to_string()).unwrap();
-            }
-            Limit::Locked => {
-                let pid = lab.status()["pid"].clone();
-                // Maps in place count too: some 35 MiB of them.
-                let bytes = 40 * MIB + more;
-                lab.at("lb", &format!("prlimit --pid {pid} --memlock={bytes}"));
-            }
-        }
-    }
-
-    /// What must be told.
-    fn words(&self) -> &'static str {
-        match self {
-            Limit::Group => "the kernel has no memory for the maps, which take ",
-            Limit::Locked => " MiB, leaves no room for the maps, which take ",
-        }
+    fn leave(&self, more: u64) {
+        let used = fs::read_to_string(format!("{GROUP}/memory.current")).unwrap();
+        let used: u64 = used.trim().parse().unwrap();
+        fs::write(format!("{GROUP}/memory.max"), (used + more).to_string()).unwrap();
     }
 }
 
@@ -116,11 +84,11 @@ fn a_start_that_is_refused_memory_says_how_much_and_leaves_nothing() {
     let Some(lab) = lab(test) else { return };
     hold_sources(&lab);
     let file = config(&lab, false);
-    let limit = Limit::of_this_kernel(&lab);
+    let limit = Limit::new(&lab);
     let refused = lab.try_at("lb", &format!("{} run -c {file}", limit.command(24 * MIB)));
     let line = refusal(&refused, 1);
     println!("{line}");
-    assert!(line.contains(limit.words()), "{line}");
+    assert!(line.contains(WORDS), "{line}");
     assert!(!line.contains("attaching"), "{line}");
     assert_eq!(lab.attached(), None);
     let left = lab.at("lb", "find /sys/fs/bpf");
@@ -137,20 +105,20 @@ fn a_reload_that_is_refused_memory_changes_nothing_and_works_once_there_is_room(
     let Some(lab) = lab(test) else { return };
     hold_sources(&lab);
     let file = config(&lab, false);
-    let limit = Limit::of_this_kernel(&lab);
+    let limit = Limit::new(&lab);
     let lb = lab.balance_by(&format!("{} run -c {file}", limit.command(200 * MIB)));
     let mut kept = Clients::open(&lab);
     let program = lab.status()["program_id"].clone();
     config(&lab, true);
-    limit.leave(&lab, 6 * MIB);
+    limit.leave(6 * MIB);
     for _ in 0..3 {
         let line = refusal(&lab.proxy("reload"), 1);
-        assert!(line.contains(limit.words()), "{line}");
+        assert!(line.contains(WORDS), "{line}");
         kept.go_on(&lab);
     }
     println!("{}", told(&lb, "not reloaded, nothing was changed: "));
     assert_eq!(lab.status()["program_id"], program);
-    limit.leave(&lab, 100 * MIB);
+    limit.leave(100 * MIB);
     lab.at("lb", &format!("{BINARY} reload"));
     assert_ne!(lab.status()["program_id"], program);
     kept.go_on(&lab);

@@ -187,8 +187,7 @@ fn a_full_neighbour_table_costs_no_flow_where_the_kernel_has_to_ask() {
     let test = "a_full_neighbour_table_costs_no_flow_where_the_kernel_has_to_ask";
     let Some(lab) = lab(test) else { return };
     prepare(&lab);
-    // Kernels before 5.11 count its maps against what it may lock.
-    let user = "prlimit --memlock=unlimited ".to_owned() + &with("net_admin bpf perfmon");
+    let user = with("net_admin bpf perfmon");
     let lb = lab.balance_by(&format!("{user} {BINARY} {}", services(&lab)));
     assert!(lb.log().contains("they take CAP_NET_RAW"), "{}", lb.log());
     serves_on(&lab, &lb);
