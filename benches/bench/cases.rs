@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The cases of ns/packet, and the tables that they run on.
 
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -12,7 +13,7 @@ use xdp_proxy::service::{Protocol, Service};
 use crate::Effort;
 use crate::common::frame::Sum;
 use crate::common::rig::*;
-use crate::packets::{Case, Figure, establish};
+use crate::packets::{Case, Figure, SharedRig, establish};
 use crate::stream::{Kind, SEGMENT, Stream};
 
 const FORWARDED: OutcomeCode = OutcomeCode::OUTCOME_FORWARDED;
@@ -42,12 +43,12 @@ const VLAN_HANDLED: Settings = Settings {
 };
 
 /// Clients and backends are in one VLAN, so that frames keep their length.
-fn vlan_rig() -> Rc<Rig> {
+fn vlan_rig() -> SharedRig {
     let mut tables = tables(&config(two()));
     for backend in &mut tables.backends {
         backend.path.tags[0] = abi::vlan_tag(0x8100, VLAN);
     }
-    Rc::new(Rig::with_tables(tables, VLAN_HANDLED))
+    shared(Rig::with_tables(tables, VLAN_HANDLED))
 }
 
 fn backend(number: usize) -> String {
@@ -61,25 +62,29 @@ fn service_of(listen: &str, backends: usize) -> Service {
     service(listen, &backends)
 }
 
-fn rig(services: Vec<Service>, settings: Settings) -> Rc<Rig> {
-    Rc::new(Rig::new(&config(services), settings))
+fn rig(services: Vec<Service>, settings: Settings) -> SharedRig {
+    shared(Rig::new(&config(services), settings))
+}
+
+fn shared(rig: Rig) -> SharedRig {
+    Rc::new(RefCell::new(rig))
 }
 
 /// One TCP service over IPv4, checksums whole.
-pub fn plain_rig(backends: usize) -> Rc<Rig> {
+pub fn plain_rig(backends: usize) -> SharedRig {
     rig(vec![service_of("10.0.0.5:80", backends)], WHOLE)
 }
 
 /// The same with per-flow counters.
-fn counted_rig() -> Rc<Rig> {
+fn counted_rig() -> SharedRig {
     let mut config = config(two());
     config.flow_counters = true;
-    Rc::new(Rig::new(&config, WHOLE))
+    shared(Rig::new(&config, WHOLE))
 }
 
 /// As the load balancer is loaded on a card in native mode, and on a veth in
 /// generic mode.
-pub fn live_rig(mode: Hook, backends: usize) -> Rc<Rig> {
+pub fn live_rig(mode: Hook, backends: usize) -> SharedRig {
     let settings = if mode == Hook::Native { WHOLE } else { GENERIC };
     rig(vec![service_of("10.0.0.5:80", backends)], settings)
 }
@@ -89,9 +94,9 @@ fn two() -> Vec<Service> {
 }
 
 /// With the first flow established, which is all that most cases need.
-fn with_a_flow(services: Vec<Service>, settings: Settings, kind: Kind) -> Result<Rc<Rig>> {
+fn with_a_flow(services: Vec<Service>, settings: Settings, kind: Kind) -> Result<SharedRig> {
     let rig = rig(services, settings);
-    establish(&rig, kind, 1)?;
+    establish(&rig.borrow(), kind, 1)?;
     Ok(rig)
 }
 
@@ -143,7 +148,7 @@ pub fn all(effort: &Effort) -> Result<Vec<Case>> {
 /// On one rig with all of the flows: the packets use the first so many.
 fn established(effort: &Effort) -> Result<Vec<Case>> {
     let rig = plain_rig(2);
-    let replies = establish(&rig, SEGMENT, MANY_FLOWS)?;
+    let replies = establish(&rig.borrow(), SEGMENT, MANY_FLOWS)?;
     let mut counts = vec![1, 10, 100, 1000, 4096, 16_384, MANY_FLOWS];
     if effort.quick {
         counts = vec![1, 1000, MANY_FLOWS];
@@ -161,7 +166,7 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
         cases.push(Case::new(name, &rig, stream, RETURNED));
     }
     let counted = counted_rig();
-    establish(&counted, SEGMENT, MANY_FLOWS)?;
+    establish(&counted.borrow(), SEGMENT, MANY_FLOWS)?;
     for flows in [1, MANY_FLOWS] {
         let name = format!("established, {}{COUNTED}", plural(flows, "flow"));
         let stream = SEGMENT.of_clients(flows);
@@ -170,21 +175,21 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn plural(count: u32, noun: &str) -> String {
+pub fn plural(count: u32, noun: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{s}")
 }
 
 /// So full with `open` flows that packets will open.
-fn filled(rig: Rc<Rig>, percent: u32, open: u32) -> Result<Rc<Rig>> {
-    let full = rig.tables.capacity() as u32 * percent / 100;
-    establish(&rig, SEGMENT, full - open)?;
+fn filled(rig: SharedRig, percent: u32, open: u32) -> Result<SharedRig> {
+    let full = rig.borrow().tables.capacity() as u32 * percent / 100;
+    establish(&rig.borrow(), SEGMENT, full - open)?;
     Ok(rig)
 }
 
 fn new_flows(_: &Effort) -> Result<Vec<Case>> {
     let stream = SEGMENT.syn().of_clients(NEW_FLOWS).ended_by(SEGMENT.rst());
-    let case = |name: String, rig: &Rc<Rig>, figure: Figure| Case {
+    let case = |name: String, rig: &SharedRig, figure: Figure| Case {
         figure,
         ..Case::new(name, rig, stream.clone(), FORWARDED)
     };
@@ -237,9 +242,9 @@ fn other_packets(_: &Effort) -> Result<Vec<Case>> {
     ])
 }
 
-fn rig_of_many(services: Vec<Service>, kind: Kind) -> Result<Rc<Rig>> {
+fn rig_of_many(services: Vec<Service>, kind: Kind) -> Result<SharedRig> {
     let rig = rig(services, WHOLE);
-    establish(&rig, kind, MANY_FLOWS)?;
+    establish(&rig.borrow(), kind, MANY_FLOWS)?;
     Ok(rig)
 }
 
@@ -263,7 +268,7 @@ fn other_tables(effort: &Effort) -> Result<Vec<Case>> {
     };
     for backends in counts.iter().copied() {
         let rig = plain_rig(backends);
-        establish(&rig, SEGMENT, MANY_FLOWS)?;
+        establish(&rig.borrow(), SEGMENT, MANY_FLOWS)?;
         if backends == MANY {
             let name = format!("{backends} backends, 1 flow");
             cases.push(Case::new(name, &rig, stream.clone(), FORWARDED));
@@ -299,11 +304,12 @@ fn features(_: &Effort) -> Result<Vec<Case>> {
     let generic = with_a_flow(two(), GENERIC, SEGMENT)?;
     let native = with_a_flow(two(), NATIVE, SEGMENT)?;
     let vlan = vlan_rig();
-    establish(&vlan, tagged, 1)?;
+    establish(&vlan.borrow(), tagged, 1)?;
     let untagged = with_a_flow(two(), VLAN_HANDLED, SEGMENT)?;
     let both = with_a_flow(both, WHOLE, SEGMENT)?;
-    let case =
-        |name: &str, rig: &Rc<Rig>, kind: Kind| Case::new(name, rig, kind.of_clients(1), FORWARDED);
+    let case = |name: &str, rig: &SharedRig, kind: Kind| {
+        Case::new(name, rig, kind.of_clients(1), FORWARDED)
+    };
     Ok(vec![
         case("IPv6 and UDP served as well", &both, SEGMENT),
         case("VLAN handled, a tag", &vlan, tagged),

@@ -124,7 +124,7 @@ fn measure_here(effort: &Effort) -> Result<Vec<LivePoint>> {
     let mut ready = Vec::new();
     for (mode, flows, backends) in points(effort) {
         let rig = live_rig(mode, backends);
-        establish(&rig, SEGMENT, flows)?;
+        establish(&rig.borrow(), SEGMENT, flows)?;
         let driver = Driver::load(&SEGMENT.of_clients(flows), None, wire.wire)?;
         let point = LivePoint {
             mode: mode.name().to_owned(),
@@ -137,7 +137,7 @@ fn measure_here(effort: &Effort) -> Result<Vec<LivePoint>> {
     }
     for number in 1..=effort.live_rounds {
         for (rig, driver, mode, point) in &mut ready {
-            let round = wire.round(rig, driver, *mode, effort.frames);
+            let round = wire.round(&rig.borrow(), driver, *mode, effort.frames);
             point.rounds.push(round.with_context(|| {
                 format!("live frames, {} mode, {} flows", point.mode, point.flows)
             })?);

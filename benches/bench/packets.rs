@@ -2,6 +2,7 @@
 //! ns/packet by BPF_PROG_TEST_RUN: in each round every case takes its turn, the
 //! empty program right before it on the same frames.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use crate::results::{PacketCase, PacketRound, Program};
 use crate::stream::{Kind, Reply, Stream};
 
 /// Which of a case's packets its figure is of.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub enum Figure {
     All,
     /// Those that open a flow, in turns with those that end one, in a long run.
@@ -29,10 +30,13 @@ pub enum Figure {
     AfterPause,
 }
 
+/// What cases share.
+pub type SharedRig = Rc<RefCell<Rig>>;
+
 /// One kind of packet in one state of the tables.
 pub struct Case {
     pub name: String,
-    pub rig: Rc<Rig>,
+    pub rig: SharedRig,
     pub stream: Stream,
     /// What becomes of every one of its packets.
     pub outcome: OutcomeCode,
@@ -42,7 +46,7 @@ pub struct Case {
 impl Case {
     pub fn new(
         name: impl Into<String>,
-        rig: &Rc<Rig>,
+        rig: &SharedRig,
         stream: Stream,
         outcome: OutcomeCode,
     ) -> Case {
@@ -76,12 +80,14 @@ const FIRST_NEW_FLOW: u32 = 1 << 20;
 
 impl Ready {
     fn new(case: Case, packets: u32) -> Result<Ready> {
+        let driver = driver(&case.rig.borrow(), &case.stream)?;
+        let backends = case.rig.borrow().tables.backends.len() as u32;
         Ok(Ready {
-            driver: driver(&case.rig, &case.stream)?,
+            driver,
             measured: PacketCase {
                 name: case.name.clone(),
                 flows: case.stream.flows,
-                backends: case.rig.tables.backends.len() as u32,
+                backends,
                 packets_per_round: packets,
                 rounds: Vec::new(),
             },
@@ -91,7 +97,12 @@ impl Ready {
 
     fn round(&mut self) -> Result<()> {
         let packets = self.measured.packets_per_round;
-        let rig = &self.case.rig;
+        if self.case.figure != Figure::All {
+            // As the daemon does once a second: flows that were far and have ended are
+            // looked for no more.
+            self.case.rig.borrow_mut().datapath.sweep()?;
+        }
+        let rig = &*self.case.rig.borrow();
         let (ran, counted) = (rig.ran.get(), rig.counter(self.case.outcome));
         let empty_ns = self.driver.run_empty(packets)?;
         let (ns, left_out) = match self.case.figure {
@@ -121,20 +132,20 @@ impl Ready {
     /// The number of a flow that never was.
     fn new_flow(&self) -> u32 {
         // None begins without a packet.
-        FIRST_NEW_FLOW + self.case.rig.ran.get() as u32
+        FIRST_NEW_FLOW + self.case.rig.borrow().ran.get() as u32
     }
 
     /// Opens the case's flows, from the one with this number on.
     fn open_flows(&self, first: u32) -> Result<f64> {
         self.driver.begin_at(first)?;
         self.driver
-            .run_tested(&self.case.rig, self.case.stream.flows)
+            .run_tested(&self.case.rig.borrow(), self.case.stream.flows)
     }
 
     /// The time of a packet of this kind while, in one run, flows are opened and ended
     /// in turns, so many as the case has always open; and how many packets were left out.
     fn in_turns(&self, kind: usize, empty_ns: f64) -> Result<(f64, u32)> {
-        let (rig, open) = (&self.case.rig, self.case.stream.flows);
+        let (rig, open) = (&*self.case.rig.borrow(), self.case.stream.flows);
         let pairs = self.measured.packets_per_round / 2;
         let first = self.new_flow();
         self.open_flows(first)?;
@@ -155,7 +166,7 @@ impl Ready {
             let first = self.new_flow();
             ns += self.open_flows(first)?;
             self.driver
-                .end_flows(&self.case.rig, first, self.case.stream.flows)?;
+                .end_flows(&self.case.rig.borrow(), first, self.case.stream.flows)?;
         }
         Ok(ns / f64::from(PAUSES))
     }
@@ -224,13 +235,14 @@ pub fn measure(effort: &Effort) -> Result<Vec<PacketCase>> {
 /// What the kernel says of the program for one TCP service over IPv4.
 pub fn program() -> Result<Program> {
     let rig = cases::plain_rig(2);
+    let rig = &rig.borrow();
     let id = rig.datapath.program_id()?;
     let program = ProgInfoIter::default()
         .find(|program| program.id == id)
         .context("finding the program among the kernel's")?;
     Ok(Program {
         verified_instructions: program.verified_insns,
-        jited_bytes: jited_bytes(&rig)?,
+        jited_bytes: jited_bytes(rig)?,
     })
 }
 
