@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath::{Hook, Settings};
 use xdp_proxy::service::{Protocol, Service};
+use xdp_proxy::status::counted;
 
 use crate::Effort;
 use crate::common::frame::Sum;
@@ -156,28 +157,23 @@ fn established(effort: &Effort) -> Result<Vec<Case>> {
     let mut cases: Vec<Case> = counts
         .iter()
         .map(|flows| {
-            let name = format!("established, {}", plural(*flows, "flow"));
+            let name = format!("established, {}", counted((*flows).into(), "flow"));
             Case::new(name, &rig, SEGMENT.of_clients(*flows), FORWARDED)
         })
         .collect();
     for flows in [1, MANY_FLOWS] {
         let stream = SEGMENT.of_backends(&replies[..flows as usize]);
-        let name = format!("reply, {}", plural(flows, "flow"));
+        let name = format!("reply, {}", counted(flows.into(), "flow"));
         cases.push(Case::new(name, &rig, stream, RETURNED));
     }
-    let counted = counted_rig();
-    establish(&counted.borrow(), SEGMENT, MANY_FLOWS)?;
+    let rig = counted_rig();
+    establish(&rig.borrow(), SEGMENT, MANY_FLOWS)?;
     for flows in [1, MANY_FLOWS] {
-        let name = format!("established, {}{COUNTED}", plural(flows, "flow"));
+        let name = format!("established, {}{COUNTED}", counted(flows.into(), "flow"));
         let stream = SEGMENT.of_clients(flows);
-        cases.push(Case::new(name, &counted, stream, FORWARDED));
+        cases.push(Case::new(name, &rig, stream, FORWARDED));
     }
     Ok(cases)
-}
-
-pub fn plural(count: u32, noun: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{s}")
 }
 
 /// So full with `open` flows that packets will open.

@@ -2,7 +2,9 @@
 //! What is aimed at, beside what was measured. Missing one is no failure: the
 //! bounds that are one stand in benches/bounds.toml.
 
-use crate::cases::{COUNTED, MANY_FLOWS, plural};
+use xdp_proxy::status::counted;
+
+use crate::cases::{COUNTED, MANY_FLOWS};
 use crate::requests::{Contender, KEPT, OPENED};
 use crate::results::{Results, median};
 
@@ -79,7 +81,7 @@ fn rows(results: &Results) -> Vec<Row> {
     }
     for point in &results.live {
         if point.mode == "native" && [1, MANY_FLOWS].contains(&point.flows) && point.backends == 2 {
-            let flows = plural(point.flows, "flow");
+            let flows = counted(point.flows.into(), "flow");
             let what = format!("live frames, native, {flows}, of swapping MACs");
             row(what, AtLeast(0.85), Some(point.ratio()));
         }

@@ -189,6 +189,13 @@ impl<'rig> Exchange<'rig> {
         );
     }
 
+    /// One of each end's: to the backend, and to the client.
+    #[track_caller]
+    pub fn pass_both(&mut self, [out, back]: &[Frame; 2]) {
+        self.forward_frame(out);
+        self.reply_frame(back);
+    }
+
     #[track_caller]
     pub fn forward(&mut self, flags: u8) {
         self.forward_frame(&self.client_frame(flags));

@@ -61,9 +61,8 @@ fn jumbo_frames_go_both_ways_with_right_sums_however_they_come() {
     in_every_way(JUMBO_MTU_BYTES, |exchange, _| {
         exchange.open();
         for bytes in jumbo_lengths(headers_bytes(&exchange.client_frame(ACK))) {
-            let [out, back] = both(exchange, bytes);
-            exchange.forward_frame(&out);
-            exchange.reply_frame(&back);
+            let frames = both(exchange, bytes);
+            exchange.pass_both(&frames);
         }
     });
 }
@@ -81,11 +80,9 @@ fn a_jumbo_frame_in_the_coincidence_is_read_as_those_before() {
             return;
         }
         for bytes in jumbo_lengths(headers_bytes(&exchange.client_frame(ACK))) {
-            let [mut out, mut back] = both(exchange, bytes);
-            out.coincide();
-            back.coincide();
-            exchange.forward_frame(&out);
-            exchange.reply_frame(&back);
+            let mut frames = both(exchange, bytes);
+            frames.iter_mut().for_each(Frame::coincide);
+            exchange.pass_both(&frames);
         }
     });
 }
@@ -103,9 +100,8 @@ fn packets_of_64_kb_go_both_ways() {
             }
             exchange.open();
             for bytes in [9217, 20_000, 40_001, 65_435] {
-                let [out, back] = both(exchange, bytes);
-                exchange.forward_frame(&out);
-                exchange.reply_frame(&back);
+                let frames = both(exchange, bytes);
+                exchange.pass_both(&frames);
             }
         });
     }
@@ -304,9 +300,8 @@ fn jumbo_frames_cross_from_vlan_to_vlan() {
                     let mut exchange = Exchange::new(&rig, listen, number).with_sum(*sum);
                     exchange.tags = [client_tags.clone(), backend_tags.clone()];
                     exchange.open();
-                    let [out, back] = both(&exchange, 8901);
-                    exchange.forward_frame(&out);
-                    exchange.reply_frame(&back);
+                    let frames = both(&exchange, 8901);
+                    exchange.pass_both(&frames);
                 }
             }
         }
@@ -332,9 +327,8 @@ fn a_flow_goes_on_between_programs_for_one_buffer_and_for_several() {
         rig.take_over(settings);
         let mut exchange = Exchange::new(&rig, WEB, 1).with_path(path);
         for frame_bytes in [100, if one_buffer { 3000 } else { 8000 }] {
-            let [out, back] = both(&exchange, frame_bytes);
-            exchange.forward_frame(&out);
-            exchange.reply_frame(&back);
+            let frames = both(&exchange, frame_bytes);
+            exchange.pass_both(&frames);
         }
     }
 }

@@ -60,9 +60,8 @@ fn both(exchange: &Exchange, change: impl Fn(&mut Frame)) -> [Frame; 2] {
 }
 
 fn pass_on(exchange: &mut Exchange, change: impl Fn(&mut Frame)) {
-    let [out, back] = both(exchange, change);
-    exchange.forward_frame(&out);
-    exchange.reply_frame(&back);
+    let frames = both(exchange, change);
+    exchange.pass_both(&frames);
 }
 
 #[test]

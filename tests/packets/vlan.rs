@@ -77,9 +77,8 @@ fn a_flow_crosses_from_vlan_to_vlan_and_back() {
     in_every_vlan(tagged, |exchange| {
         exchange.open();
         for bytes in [0, 1, 7, 1000] {
-            let [out, back] = both(exchange, bytes);
-            exchange.forward_frame(&out);
-            exchange.reply_frame(&back);
+            let frames = both(exchange, bytes);
+            exchange.pass_both(&frames);
         }
         // Replies follow the client's last frame, priority and all.
         for tags in TAGS {
