@@ -134,6 +134,7 @@ impl Datapath {
         rodata.tags_may_hide = settings.tags_may_hide.into();
         rodata.cpus = cpus() as u32;
         rodata.fragment_life = abi::jiffies(FRAGMENT_LIFE, tick()?);
+        rodata.second_ticks = abi::jiffies(Duration::from_secs(1), tick()?);
         let layout = rodata.layout;
 
         let backends = with_room(tables.backends.len() + 1) as u32;

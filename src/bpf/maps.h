@@ -56,6 +56,7 @@ const volatile __u8 handles_vlan = 0;
 const volatile __u8 tags_may_hide = 0;
 /* Jiffies that the decision on a first fragment is kept for the others. */
 const volatile __u32 fragment_life = 0;
+const volatile __u32 second_ticks = 1; /* jiffies in a second */
 const volatile __u32 cpus = 1;	      /* CPUs that there can be */
 const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
