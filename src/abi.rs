@@ -67,7 +67,7 @@ unsafe impl plain::Plain for group {}
 const _: () = {
     assert!(size_of::<address>() == 24);
     assert!(size_of::<listener>() == 8);
-    assert!(size_of::<service>() == 32 + SOURCES);
+    assert!(size_of::<service>() == 36 + SOURCES);
     assert!(SOURCES == SOURCES_MAX);
     assert!(constant::MAGLEV_ENTRIES.0 as usize == crate::maglev::TABLE_SIZE);
     assert!(size_of::<backend>() == 52);
@@ -167,6 +167,7 @@ pub fn service_entry(
         source_count: sources.len() as u16,
         unanswered: jiffies(of.timeouts.unanswered, tick),
         established: jiffies(of.timeouts.established, tick),
+        half_closed: jiffies(of.timeouts.half_closed, tick),
         closing: jiffies(of.timeouts.closing, tick),
         vip: vip as u16 + 1,
         first_port,

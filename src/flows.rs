@@ -186,9 +186,9 @@ fn flow(
     counters: Option<&abi::flow_counters>,
 ) -> Option<Flow> {
     let state = abi::state_of(record)?;
-    let service = tables.services.get(usize::from(record.service))?;
     let backend = usize::from(record.backend).checked_sub(1)?;
     let backend = tables.backends.get(backend)?;
+    let service = tables.services.get(backend.service)?;
     if state == State::Closing && clock.ticks_since(record.seen) > service.entry.closing {
         return None;
     }

@@ -223,6 +223,9 @@ pub struct Timeouts {
     /// the backend has not answered.
     pub unanswered: Duration,
     pub established: Duration,
+    /// TCP: one side has finished, and the other has not, or not acknowledged it
+    /// (RFC 5382, REQ-5: four minutes at least).
+    pub half_closed: Duration,
     /// Both sides have finished, or one has reset. UDP flows are never closing.
     pub closing: Duration,
 }
@@ -237,6 +240,7 @@ impl Timeouts {
         Timeouts {
             unanswered: Duration::from_secs(unanswered),
             established: Duration::from_secs(established),
+            half_closed: Duration::from_secs(5 * 60),
             closing: Duration::from_secs(10),
         }
     }

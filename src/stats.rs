@@ -50,6 +50,7 @@ pub const OUTCOMES: &[Outcome] = outcomes![
     OUTCOME_DROPPED_NO_NEIGHBOUR Dropped "no_neighbour",
     OUTCOME_DROPPED_RACE Dropped "race",
     OUTCOME_DROPPED_NO_ROOM Dropped "no_room",
+    OUTCOME_DROPPED_UNPROVEN Dropped "unproven",
 ];
 
 const _: () = {

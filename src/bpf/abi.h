@@ -49,7 +49,7 @@ enum constant {
 	 * file or of config.h, a map or a hash over them changes. Maps of another
 	 * layout are never taken over.
 	 */
-	LAYOUT = 5,
+	LAYOUT = 6,
 	/* Counts that bound loops and sizes. */
 	SOURCES = 16,  /* source addresses, at most */
 	LISTS = 32,    /* of groups: of each source address, now and earlier */
@@ -101,6 +101,7 @@ enum outcome {
 	/* Another CPU began the same flow or took its record just now. */
 	OUTCOME_DROPPED_RACE,
 	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
+	OUTCOME_DROPPED_UNPROVEN, /* an ICMP error about a packet that did not pass */
 	OUTCOMES,
 };
 
@@ -111,22 +112,29 @@ enum flow_state {
 	FLOW_ESTABLISHED, /* it has: it is no forged address */
 };
 
-/* What the backend has said to a flow's first packet. */
-enum answer {
-	ANSWER_NONE,
-	ANSWER_OWN, /* SYN+ACK; anything, of UDP */
-	ANSWER_OTHER, /* TCP without SYN: of an earlier connection from the port */
-};
-
 enum direction {
 	FROM_CLIENT = 1,
 	FROM_BACKEND = 2,
-	FROM_BOTH = FROM_CLIENT | FROM_BACKEND,
+};
+
+/* What the packets of one direction have said: bits of a flow's from_*. */
+enum heard {
+	HEARD_FIN = 1,
+	HEARD_FIN_ACKED = 2, /* it has acknowledged the other end's FIN */
+	HEARD_RST = 4,
+	HEARD_PARTIAL = 8, /* its checksums are still to be completed */
+	/* Of a backend alone, to the flow's first packet. */
+	HEARD_ANSWER = 16, /* SYN+ACK; anything, of UDP */
+	HEARD_OTHER =
+		32, /* TCP without SYN: of an earlier connection from the port */
+	HEARD_EARLY =
+		64, /* data behind the SYN+ACK, before the client's ACK was seen */
 };
 
 /*
  * A flow, in exactly one cache line (the map is mmapable, and so begins at a
- * page). VIP and backend are indexes, so that IPv6 fits too.
+ * page). VIP and backend are indexes, so that IPv6 fits too; its service is its
+ * backend's.
  */
 struct flow {
 	/* Written when the flow begins. */
@@ -135,10 +143,10 @@ struct flow {
 	__be16 service_port;
 	__u16 vip;
 	__u16 backend;
-	__u16 service; /* index into services */
-	__u8 family;   /* 0: no flow was ever here */
+	__u8 family; /* 0: no flow was ever here */
 	__u8 protocol;
-	__u32 hash; /* of the client's tuple: groups and tag */
+	__u16 begun; /* a number that tells it from those before it */
+	__u32 hash;  /* of the client's tuple: groups and tag */
 	/*
 	 * What the rewrite towards the backend adds to the packet's
 	 * one's-complement sum; the way back takes the same away.
@@ -147,16 +155,21 @@ struct flow {
 	__u16 port_delta;
 
 	/* Written as packets pass. */
-	__u32 seen;    /* jiffies of the last packet that keeps it alive */
-	__u8 state;    /* enum flow_state */
-	__u8 finished; /* enum direction: who has sent FIN; both: or RST */
-	__u8 partial;  /* enum direction: whose checksums are partial */
-	__u8 retired;  /* its slot is free to be taken; the flow is closing */
+	__u32 seen;   /* jiffies of the last packet that keeps it alive */
+	__u8 state;   /* enum flow_state */
+	__u8 retired; /* its slot is free to be taken; the flow is closing */
+	__u8 from_client; /* enum heard; written by packets of this direction */
+	__u8 from_backend; /* the same */
+	/*
+	 * TCP: the sequence numbers after what each end has sent, up to
+	 * NUMBERS_STRIDE behind; exact until the flow is confirmed, and after a FIN.
+	 * UDP: client_next is when the flow began, in jiffies.
+	 */
+	__u32 client_next;
+	__u32 backend_next;
+	__u16 client_vlan[VLAN_TAGS]; /* of its tags (link.h); 0: none */
 	__u8 client_mac[ETH_ALEN];
-	__u8 answered; /* enum answer */
-	__u8 pad;
-	__be32 client_tags[VLAN_TAGS]; /* as the client's frames carry them */
-	__u32 begun; /* a number that tells it from those before it */
+	__u8 pad[2];
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 

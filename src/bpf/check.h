@@ -62,12 +62,15 @@ static __always_inline enum outcome check_packet(struct xdp_md *ctx,
 
 	if (!is_udp(packet)) {
 		/* As bytes: the kernel's bitfields moved between versions. */
-		const __u8 *tcp =
-			frame_at(ctx, l4_offset, sizeof(struct tcphdr));
+		const struct tcphdr *header =
+			frame_at(ctx, l4_offset, sizeof(*header));
+		const __u8 *tcp = (const __u8 *)header;
 
-		if (!tcp)
+		if (!header)
 			return OUTCOME_DROPPED_MALFORMED;
 		packet->flags = tcp[13];
+		packet->sequence = bpf_ntohl(header->seq);
+		packet->acknowledged = bpf_ntohl(header->ack_seq);
 		l4_bytes_min = tcp[12] >> 4 << 2;
 		packet->l4_header_bytes = l4_bytes_min;
 		if (l4_bytes_min < sizeof(struct tcphdr))

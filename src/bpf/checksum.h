@@ -149,11 +149,11 @@ enum checksum_kind { CHECKSUM_COMPLETE, CHECKSUM_PARTIAL };
  */
 static __always_inline enum checksum_kind
 checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u16 checksum,
-	      __u8 *partial, __u16 *segment_sum)
+	      __u8 *heard, __u16 *segment_sum)
 {
 	__u32 bytes = l4_bytes(packet);
 	__u16 pseudo = pseudo_header_sum(packet, bytes);
-	__u8 known = partial ? *partial & packet->direction : 0;
+	__u8 known = heard ? *heard & HEARD_PARTIAL : 0;
 	bool is_partial;
 
 	if (checksum != pseudo) {
@@ -167,9 +167,32 @@ checksum_kind(struct xdp_md *ctx, const struct packet *packet, __u16 checksum,
 			fold((__u32)*segment_sum + pseudo) != 0xffff || known;
 	}
 	/* Written on a change alone: the line is shared by two CPUs. */
-	if (partial && is_partial != !!known)
-		*partial ^= packet->direction;
+	if (heard && is_partial != !!known)
+		*heard ^= HEARD_PARTIAL;
 	return is_partial ? CHECKSUM_PARTIAL : CHECKSUM_COMPLETE;
+}
+
+/*
+ * Whether the segment's sum is right, as far as can be told: one that is still to be
+ * completed is. A function of its own, which the verifier walks once.
+ */
+__noinline int is_sum_right(struct xdp_md *ctx)
+{
+	const struct packet *packet = packet_at_hand();
+	const __u16 *checksum;
+	__u16 pseudo;
+
+	if (!packet)
+		return false;
+	checksum = checksum_at(ctx, packet);
+	if (!checksum)
+		return false;
+	pseudo = pseudo_header_sum(packet, l4_bytes(packet));
+	if (partial_checksums && *checksum == pseudo)
+		return true;
+	return fold((__u64)sum_segment(ctx, packet->l4_offset,
+				       l4_bytes(packet)) +
+		    pseudo) == 0xffff;
 }
 
 #endif /* __XDP_PROXY_CHECKSUM_H__ */

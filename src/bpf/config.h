@@ -54,6 +54,7 @@ struct service {
 	__u16 source_count; /* 0: flows come from their backend's source */
 	__u32 unanswered;
 	__u32 established;
+	__u32 half_closed;
 	__u32 closing;
 	/* For userspace, which finds here what a running datapath serves. */
 	__u16 vip; /* index into vips + 1; 0: no service */

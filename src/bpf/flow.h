@@ -1,17 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A flow's life: how it begins, and what its packets tell of its state.
- *
- *	TCP: SYN from the client		unconfirmed
- *	an answer, then ACK from the client	established
- *	FIN from both, or RST			closing: its port is given back
- *
- *	UDP: from the client			unconfirmed
- *	an answer, then more from the client	established
- *
- * Only the client's reaction to an answer establishes a flow, so that a flood
- * from forged addresses never gets more than the share of the unconfirmed,
- * whatever the backends answer.
+ * A flow's life: how it begins, and what its packets tell of its state (track.h).
  */
 #ifndef __XDP_PROXY_FLOW_H__
 #define __XDP_PROXY_FLOW_H__
@@ -19,7 +8,7 @@
 #include "backend.h"
 #include "check.h"
 #include "checksum.h"
-#include "link.h"
+#include "track.h"
 
 /*
  * ~m + m' over both addresses, and over both ports, on the way to the backend;
@@ -106,14 +95,13 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	flow->service_port = packet->dest_port;
 	flow->vip = packet->vip;
 	flow->backend = packet->backend;
-	flow->service = packet->service;
 	flow->protocol = packet->protocol;
 	set_deltas(flow, packet, backend, address->address,
 		   bpf_htons(packet->slot % PORTS));
-	copy_mac(flow->client_mac, eth->h_source);
-	flow->answered = ANSWER_NONE;
-	flow->finished = 0;
-	flow->partial = 0;
+	learn_client_link(packet, flow, eth);
+	flow->from_client = 0;
+	flow->from_backend = 0;
+	flow->client_next = is_udp(packet) ? flow->seen : packet->sequence + 1;
 	barrier(); /* whoever sees the family sees all of the flow */
 	flow->family = packet->family;
 	count_flow_begun(packet->backend);
@@ -170,80 +158,6 @@ static __always_inline enum outcome begin_anew(struct xdp_md *ctx,
 		return OUTCOME_REFUSED_BACKEND_GONE;
 	return packet->flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :
 					 OUTCOME_REFUSED_NO_FLOW;
-}
-
-/*
- * The client's RST ends an earlier connection from the flow's port, which the backend
- * still had in TIME_WAIT: it has answered the SYN by an ACK (RFC 9293, 3.10.7.4). The
- * same SYN comes again, in Linux at once, and must come from that port: of any other the
- * backend may have the same to say.
- */
-static __always_inline bool ends_earlier(const struct packet *packet,
-					 const struct flow *flow)
-{
-	return (packet->flags & TCP_RST) && packet->direction == FROM_CLIENT &&
-	       flow->state == FLOW_UNCONFIRMED &&
-	       flow->answered == ANSWER_OTHER;
-}
-
-/* What a segment tells of the flow's state. */
-static __always_inline void track_tcp(const struct packet *packet,
-				      struct flow *flow)
-{
-	__u8 flags = packet->flags;
-
-	if (packet->direction == FROM_BACKEND) {
-		if (!flow->answered ||
-		    ((flags & TCP_SYN) && flow->answered != ANSWER_OWN))
-			flow->answered =
-				flags & TCP_SYN ? ANSWER_OWN : ANSWER_OTHER;
-	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED &&
-		   (flags & TCP_ACK)) {
-		confirm_flow(packet->slot, packet->hash);
-	}
-	if (flags & TCP_FIN)
-		flow->finished |= packet->direction;
-	if (ends_earlier(packet, flow))
-		flow->answered = ANSWER_NONE;
-	else if (flags & TCP_RST)
-		flow->finished = FROM_BOTH;
-	if (flow->finished == FROM_BOTH)
-		retire_flow(packet->slot, packet->hash, false);
-}
-
-/* What a datagram tells: there is nothing to acknowledge. */
-static __always_inline void track_udp(const struct packet *packet,
-				      struct flow *flow)
-{
-	if (packet->direction == FROM_BACKEND) {
-		if (!flow->answered)
-			flow->answered = ANSWER_OWN;
-	} else if (flow->answered && flow->state == FLOW_UNCONFIRMED) {
-		confirm_flow(packet->slot, packet->hash);
-	}
-}
-
-static __always_inline void track_flow(const struct packet *packet,
-				       struct flow *flow)
-{
-	__u32 tick = now();
-
-	if (flow->retired) {
-		/* A backend that goes on did not believe the RST (RFC 5961). */
-		if (packet->direction == FROM_BACKEND && !is_udp(packet) &&
-		    !(packet->flags & (TCP_RST | TCP_FIN)))
-			flow->seen = tick;
-		return;
-	}
-	if (!is_udp(packet))
-		track_tcp(packet, flow);
-	else
-		track_udp(packet, flow);
-	/* A backend's answer alone keeps no flow of TCP alive. */
-	if ((flow->state == FLOW_ESTABLISHED ||
-	     packet->direction == FROM_CLIENT || is_udp(packet)) &&
-	    flow->seen != tick)
-		flow->seen = tick;
 }
 
 #endif /* __XDP_PROXY_FLOW_H__ */

@@ -18,7 +18,7 @@ static __always_inline __u16 for_protocol(const struct packet *packet,
 /* What the packet's TCP or UDP checksum becomes. */
 static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 					  const struct packet *packet,
-					  struct flow *flow, __u16 checksum,
+					  __u8 *heard, __u16 checksum,
 					  __u16 address_delta, __u16 port_delta)
 {
 	__u32 delta = (__u32)address_delta + port_delta;
@@ -28,8 +28,8 @@ static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 		return 0;
 	/* The kernel completes a sum before it fragments the packet. */
 	if (!partial_checksums || packet->fragment ||
-	    checksum_kind(ctx, packet, checksum, &flow->partial,
-			  &segment_sum) == CHECKSUM_COMPLETE)
+	    checksum_kind(ctx, packet, checksum, heard, &segment_sum) ==
+		    CHECKSUM_COMPLETE)
 		return for_protocol(packet, update_checksum(checksum, delta));
 	if (complete_checksums)
 		return for_protocol(packet, ~fold(segment_sum + delta));
@@ -39,7 +39,8 @@ static __always_inline __u16 new_checksum(struct xdp_md *ctx,
 /* A packet's new ends, and what they add to its one's-complement sum. */
 struct rewrite {
 	const __u8 *mac; /* of the next hop */
-	const __be32 *tags;
+	__be32 tags[VLAN_TAGS];
+	__u8 *heard; /* what the flow knows of the packet's sender */
 	const __be32 *from;
 	const __be32 *to;
 	__be16 source_port;
@@ -50,7 +51,7 @@ struct rewrite {
 
 /* The ends of what goes to the flow's backend; false: it can't be reached. */
 static __always_inline bool towards_backend(const struct packet *packet,
-					    const struct flow *flow,
+					    struct flow *flow,
 					    const struct backend *backend,
 					    struct rewrite *new)
 {
@@ -61,7 +62,8 @@ static __always_inline bool towards_backend(const struct packet *packet,
 	if (!address || !backend || !backend->reachable)
 		return false;
 	new->mac = backend->mac;
-	new->tags = backend->tags;
+	copy_tags(new->tags, backend->tags);
+	new->heard = &flow->from_client;
 	new->from = address->address;
 	new->to = backend->address;
 	new->source_port = bpf_htons(packet->slot % PORTS);
@@ -72,7 +74,7 @@ static __always_inline bool towards_backend(const struct packet *packet,
 }
 
 /* The ends of what goes to the flow's client. */
-static __always_inline bool towards_client(const struct flow *flow,
+static __always_inline bool towards_client(struct flow *flow,
 					   struct rewrite *new)
 {
 	__u32 vip = flow->vip - 1;
@@ -81,7 +83,9 @@ static __always_inline bool towards_client(const struct flow *flow,
 	if (!address)
 		return false;
 	new->mac = flow->client_mac;
-	new->tags = flow->client_tags;
+	new->tags[0] = handles_vlan ? unpack_tag(flow->client_vlan[0]) : 0;
+	new->tags[1] = handles_vlan ? unpack_tag(flow->client_vlan[1]) : 0;
+	new->heard = &flow->from_backend;
 	new->from = address->address;
 	new->to = flow->client;
 	new->source_port = flow->service_port;
@@ -93,7 +97,6 @@ static __always_inline bool towards_client(const struct flow *flow,
 
 static __always_inline bool rewrite_l4(struct xdp_md *ctx,
 				       const struct packet *packet,
-				       struct flow *flow,
 				       const struct rewrite *new)
 {
 	__u16 *old_checksum = checksum_at(ctx, packet), checksum;
@@ -101,7 +104,7 @@ static __always_inline bool rewrite_l4(struct xdp_md *ctx,
 
 	if (!old_checksum)
 		return false;
-	checksum = new_checksum(ctx, packet, flow, *old_checksum,
+	checksum = new_checksum(ctx, packet, new->heard, *old_checksum,
 				new->address_delta, new->port_delta);
 	/* A call made the verifier forget what it knew of the frame. */
 	old_checksum = checksum_at(ctx, packet);
@@ -161,11 +164,12 @@ static __always_inline bool rewrite_l3(struct xdp_md *ctx,
  * Both addresses, and the ports if the packet has any (a constant, so that no
  * code for them stands where there are none), one hop further, in place.
  */
-static __always_inline bool
-rewrite_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
-	       const struct rewrite *new, bool has_ports)
+static __always_inline bool rewrite_packet(struct xdp_md *ctx,
+					   struct packet *packet,
+					   const struct rewrite *new,
+					   bool has_ports)
 {
-	if (has_ports && !rewrite_l4(ctx, packet, flow, new))
+	if (has_ports && !rewrite_l4(ctx, packet, new))
 		return false;
 	return rewrite_l3(ctx, packet, new->from, new->to,
 			  new->address_delta) &&
@@ -176,19 +180,19 @@ static __always_inline enum outcome
 forward_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
 	       const struct backend *backend, bool has_ports)
 {
-	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+	const struct ethhdr *eth;
 	struct rewrite new;
 
-	if (!flow || !eth || !towards_backend(packet, flow, backend, &new))
+	if (!flow || !towards_backend(packet, flow, backend, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	packet->backend = flow->backend;
-	track_flow(packet, flow);
-	/* Replies go back to where the flow's packets come from. */
-	if (!same_mac(flow->client_mac, eth->h_source))
-		copy_mac(flow->client_mac, eth->h_source);
-	if (handles_vlan && !same_tags(flow->client_tags, packet->tags))
-		copy_tags(flow->client_tags, packet->tags);
-	if (!rewrite_packet(ctx, packet, flow, &new, has_ports))
+	track_flow(ctx, packet, flow, FROM_CLIENT, has_ports);
+	eth = frame_at(ctx, 0, sizeof(*eth));
+	if (!eth)
+		return OUTCOME_DROPPED_MALFORMED;
+	if (has_ports)
+		follow_client(packet, flow, eth);
+	if (!rewrite_packet(ctx, packet, &new, has_ports))
 		return OUTCOME_DROPPED_MALFORMED;
 	return is_still_of(flow, packet->hash) ? OUTCOME_FORWARDED :
 						 OUTCOME_DROPPED_RACE;
@@ -203,8 +207,8 @@ static __always_inline enum outcome return_packet(struct xdp_md *ctx,
 
 	if (!towards_client(flow, &new))
 		return OUTCOME_DROPPED_NO_NEIGHBOUR;
-	track_flow(packet, flow);
-	if (!rewrite_packet(ctx, packet, flow, &new, has_ports))
+	track_flow(ctx, packet, flow, FROM_BACKEND, has_ports);
+	if (!rewrite_packet(ctx, packet, &new, has_ports))
 		return OUTCOME_DROPPED_MALFORMED;
 	return is_still_of(flow, packet->hash) ? OUTCOME_RETURNED :
 						 OUTCOME_DROPPED_RACE;

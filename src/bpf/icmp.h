@@ -21,10 +21,12 @@
 #define ICMP_ECHO_REPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_PORT_UNREACH 3
+#define ICMP_FRAG_NEEDED 4
 #define ICMP_ECHO_REQUEST 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER_PROBLEM 12
 #define ICMPV6_DEST_UNREACH 1
+#define ICMPV6_PKT_TOOBIG 2
 #define ICMPV6_PORT_UNREACH 4
 #define ICMPV6_TIME_EXCEED 3
 #define ICMPV6_PARAMETER_PROBLEM 4
@@ -33,6 +35,9 @@
 
 #define HOST_TTL 64	   /* of what we send in our own name */
 #define QUOTED_BYTES_MIN 8 /* of a transport header (RFC 792) */
+/* An error is about a segment so far behind what was sent since, at most. */
+#define QUOTED_REACH (1 << 20)
+#define PATH_MTU_BYTES_MIN 1280 /* of IPv6 (RFC 8200, section 5) */
 
 static __always_inline bool is_icmp_error(const struct packet *packet,
 					  __u8 type)
@@ -192,6 +197,48 @@ static __always_inline __u64 rewrite_quoted(struct xdp_md *ctx,
 	return (__u64)delta + new->address_delta;
 }
 
+/* The path MTU that the error tells of; 0: none, or it is about something else. */
+static __always_inline __u32 told_mtu(const struct packet *packet,
+				      const struct icmphdr *icmp)
+{
+	const __be16 *halves = (const __be16 *)icmp;
+	__u32 mtu = bpf_ntohs(halves[3]);
+
+	if (!is_ipv6(packet))
+		return icmp->type == ICMP_DEST_UNREACH &&
+				       icmp->code == ICMP_FRAG_NEEDED ?
+			       mtu :
+			       0;
+	if (bpf_ntohs(halves[2]))
+		mtu = 0xffff;
+	return icmp->type == ICMPV6_PKT_TOOBIG ? mtu : 0;
+}
+
+/*
+ * Whether the error may be believed, as RFC 5927 has it: the segment that it quotes is
+ * one that passed lately, `sent` being what was sent up to then. Datagrams have no
+ * numbers: of them no path MTU is believed that is smaller than any of today.
+ */
+static __always_inline bool is_plausible(struct xdp_md *ctx,
+					 const struct packet *packet,
+					 const struct packet *quoted,
+					 __u32 sent)
+{
+	const struct icmphdr *icmp =
+		frame_at(ctx, packet->l4_offset, sizeof(*icmp));
+	const __be32 *l4 = frame_at(ctx, quoted->l4_offset, QUOTED_BYTES_MIN);
+	__u32 mtu;
+
+	if (!icmp || !l4)
+		return false;
+	mtu = told_mtu(packet, icmp);
+	if (mtu && mtu < PATH_MTU_BYTES_MIN &&
+	    (is_udp(quoted) || is_ipv6(packet)))
+		return false;
+	return is_udp(quoted) || bpf_ntohl(l4[1]) - sent + QUOTED_REACH <
+					 QUOTED_REACH + NUMBERS_REACH;
+}
+
 /* An error about a packet of a flow goes on; any other one is the host's. */
 static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 						    struct packet *packet,
@@ -203,11 +250,13 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 	struct flow *flow;
 	__u16 delta;
 	__u64 added;
+	__u32 sent;
 
 	if (mirror_quoted(ctx, packet, quoted))
 		return OUTCOME_PASSED;
 	flow = find_flow_of_backend(quoted);
 	if (flow) {
+		sent = flow->client_next;
 		if (!towards_client(flow, &new))
 			return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	} else {
@@ -215,12 +264,15 @@ static __always_inline enum outcome translate_error(struct xdp_md *ctx,
 		flow = quoted->vip ? find_flow_of_client(quoted, QUOTED) : NULL;
 		if (!flow || is_over(flow))
 			return OUTCOME_PASSED;
+		sent = flow->backend_next;
 		if (!towards_backend(quoted, flow, backend_of(flow), &new))
 			return OUTCOME_DROPPED_NO_NEIGHBOUR;
 	}
 	outcome = check_ip(ctx, packet);
 	if (outcome)
 		return outcome;
+	if (!is_plausible(ctx, packet, quoted, sent))
+		return OUTCOME_DROPPED_UNPROVEN;
 	added = rewrite_quoted(ctx, packet, quoted, &new);
 	icmp = frame_at(ctx, packet->l4_offset, sizeof(*icmp));
 	if (!icmp || added > 0xffffffff)

@@ -40,6 +40,35 @@ static __always_inline __u32 tags_bytes(const __be32 *tags)
 	return (!!tags[0] + !!tags[1]) * sizeof(*tags);
 }
 
+/*
+ * A tag in 16 bits: its priority and its VLAN. The bit between them, which has a frame
+ * dropped earlier than others and is left behind, says that it is one of 802.1ad.
+ */
+#define VLAN_8021AD 0x1000
+
+static __always_inline __u16 pack_tag(__be32 tag)
+{
+	__u32 all = bpf_ntohl(tag);
+
+	return (all & 0xefff) | (all >> 16 == ETH_P_8021AD ? VLAN_8021AD : 0);
+}
+
+/* One that says nothing (VLAN 0, no priority) is left out. */
+static __always_inline void pack_tags(__u16 *vlan, const __be32 *tags)
+{
+	__u16 outer = pack_tag(tags[0]), inner = pack_tag(tags[1]);
+
+	vlan[0] = outer ?: inner;
+	vlan[1] = outer ? inner : 0;
+}
+
+static __always_inline __be32 unpack_tag(__u16 vlan)
+{
+	__u32 protocol = vlan & VLAN_8021AD ? ETH_P_8021AD : ETH_P_8021Q;
+
+	return vlan ? bpf_htonl(protocol << 16 | (vlan & 0xefff)) : 0;
+}
+
 /* Writes the tags, and the Ethernet type behind them. */
 static __always_inline bool write_tags(struct xdp_md *ctx, const __be32 *tags,
 				       __be16 type)

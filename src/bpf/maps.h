@@ -57,13 +57,13 @@ const volatile __u8 tags_may_hide = 0;
 /* Jiffies that the decision on a first fragment is kept for the others. */
 const volatile __u32 fragment_life = 0;
 const volatile __u32 second_ticks = 1; /* jiffies in a second */
-const volatile __u32 cpus = 1;	      /* CPUs that there can be */
-const volatile __u32 layout = LAYOUT; /* noted for the next daemon */
+const volatile __u32 cpus = 1;	       /* CPUs that there can be */
+const volatile __u32 layout = LAYOUT;  /* noted for the next daemon */
 /* Keeps the enums in the BTF, from which the skeleton makes Rust types. */
 const volatile enum constant constant_in_btf = LAYOUT;
 const volatile enum outcome outcome_in_btf = OUTCOME_NEXT;
 const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
-const volatile enum answer answer_in_btf = ANSWER_NONE;
+const volatile enum heard heard_in_btf = HEARD_FIN;
 const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
 const volatile enum health health_in_btf = HEALTH_UNKNOWN;
 /* The same of these structs. */

@@ -32,7 +32,9 @@ struct packet {
 	__be16 dest_port;
 	__be32 from[4]; /* addresses, as in struct address */
 	__be32 to[4];
-	__u32 l4_header_bytes;	    /* known once the packet was checked */
+	__u32 l4_header_bytes; /* known once the packet was checked */
+	__u32 sequence;	       /* the same, of TCP: both numbers */
+	__u32 acknowledged;
 	__be32 tags[VLAN_TAGS];	    /* outermost first; 0: none */
 	__be32 fragment_id;	    /* IPv4: the lower 16 bits in memory */
 	__u32 fragment_offset;	    /* IPv6: of the header that says so */
@@ -53,6 +55,11 @@ struct packet {
 	__u32 backend;	    /* index; 0: counted for no backend */
 	__u32 direction;    /* enum direction */
 	__u32 outcome;	    /* enum outcome: what became of it */
+
+	/* Of the flows nearby, the one that makes room first; rank 0: none. */
+	__u32 idlest_rank;
+	__u32 idlest_slot;
+	__u32 idlest_steps;
 };
 
 struct {
@@ -130,6 +137,12 @@ static __always_inline bool is_udp(const struct packet *packet)
 static __always_inline __u32 l4_bytes(const struct packet *packet)
 {
 	return packet->ip_bytes - (packet->l4_offset - packet->l3_offset);
+}
+
+/* Of a packet that was checked, behind its transport header. */
+static __always_inline __u32 payload_bytes(const struct packet *packet)
+{
+	return l4_bytes(packet) - packet->l4_header_bytes;
 }
 
 static __always_inline __u32 checksum_offset(const struct packet *packet)

@@ -92,12 +92,19 @@ static __always_inline void unlock_group(struct group *group)
 	*(volatile __u32 *)&group->lock = 0;
 }
 
+/* Why a flow ends, and so which ones may. */
+enum ending {
+	ENDING_OVER,	    /* it is over */
+	ENDING_UNCONFIRMED, /* makes room, if it is not confirmed by now */
+	ENDING_IDLE,	    /* makes room, whatever its state */
+};
+
 /*
  * The flow ends, and its slot is free. `hash` tells that the record still is of the
- * flow that the caller means; `evict` spares it if it is established by now, and
- * forgets it: its client must not go on with it. Returns whether it ended now.
+ * flow that the caller means. Who makes room is forgotten: its client must not go on
+ * with it. Returns whether it ended now.
  */
-__noinline int retire_flow(__u32 slot, __u32 hash, bool evict)
+__noinline int retire_flow(__u32 slot, __u32 hash, __u32 ending)
 {
 	__u32 index = group_of(slot), tick = now(), bit = bit_of(slot);
 	struct group *group = group_at(index);
@@ -110,7 +117,8 @@ __noinline int retire_flow(__u32 slot, __u32 hash, bool evict)
 	retires = !*(volatile __u8 *)&flow->retired &&
 		  *(volatile __u32 *)&flow->hash == hash &&
 		  (flow->state == FLOW_UNCONFIRMED ||
-		   (flow->state == FLOW_ESTABLISHED && !evict));
+		   (flow->state == FLOW_ESTABLISHED &&
+		    ending != ENDING_UNCONFIRMED));
 	if (retires) {
 		backend = flow->backend;
 		flow->retired = true;
@@ -118,9 +126,10 @@ __noinline int retire_flow(__u32 slot, __u32 hash, bool evict)
 		group->used &= ~bit;
 		group->resting |= bit;
 		group->unconfirmed &= ~bit;
-		group->evicted += evict;
-		if (evict)
+		if (ending != ENDING_OVER) {
+			group->evicted++;
 			flow->family = 0;
+		}
 	}
 	unlock_group(group);
 	if (retires)
@@ -158,7 +167,7 @@ static __always_inline bool forget_flow(const struct packet *packet,
 	struct group *group = group_at(index);
 	bool is_gone;
 
-	retire_flow(packet->slot, packet->hash, false);
+	retire_flow(packet->slot, packet->hash, ENDING_OVER);
 	if (!group || !lock_group(group, index))
 		return false;
 	is_gone = !(group->used & bit_of(packet->slot)) ||
@@ -169,17 +178,41 @@ static __always_inline bool forget_flow(const struct packet *packet,
 	return is_gone;
 }
 
-static __always_inline const struct backend *backend_of(const struct flow *flow)
-{
-	__u32 index = flow->backend;
-
-	return bpf_map_lookup_elem(&backends, &index);
-}
-
 /* No packet of a client goes there any more: it is down, or has drained. */
 static __always_inline bool ends_flows(const struct backend *backend)
 {
 	return !backend || backend->ends_flows;
+}
+
+/*
+ * Both ends have finished, and have acknowledged that; or one has reset. What was only
+ * sent may have been lost, and comes again.
+ */
+static __always_inline bool is_finished(const struct flow *flow)
+{
+	return ((flow->from_client | flow->from_backend) & HEARD_RST) ||
+	       (flow->from_client & flow->from_backend &
+		(HEARD_FIN | HEARD_FIN_ACKED)) == (HEARD_FIN | HEARD_FIN_ACKED);
+}
+
+static __always_inline bool is_half_closed(const struct flow *flow)
+{
+	return (flow->from_client | flow->from_backend) & HEARD_FIN;
+}
+
+/* So many jiffies may pass without a packet of the flow. */
+static __always_inline __u32 patience(const struct flow *flow,
+				      const struct service *service,
+				      bool pressed)
+{
+	bool answered = flow->protocol == IPPROTO_UDP &&
+			(flow->from_backend & HEARD_ANSWER);
+
+	/* Where ports are short, these go first. */
+	if (flow->state != FLOW_ESTABLISHED && !answered)
+		return service->unanswered >> (pressed ? 2 : 0);
+	return is_half_closed(flow) ? service->half_closed :
+				      service->established;
 }
 
 /*
@@ -189,8 +222,9 @@ static __always_inline bool ends_flows(const struct backend *backend)
 __noinline int expire_flow(__u32 slot, bool pressed)
 {
 	struct flow *flow = flow_at(slot);
+	const struct backend *backend;
 	const struct service *service;
-	__u32 timeout, hash;
+	__u32 hash;
 
 	if (!flow)
 		return 0;
@@ -199,18 +233,14 @@ __noinline int expire_flow(__u32 slot, bool pressed)
 	barrier();
 	if (!flow->family || flow->retired)
 		return 0;
-	service = service_of(flow->service);
+	backend = backend_of(flow);
+	service = backend ? service_of(backend->service) : NULL;
 	if (!service)
 		return 0;
-	if (flow->state == FLOW_ESTABLISHED ||
-	    (flow->answered && flow->protocol == IPPROTO_UDP))
-		timeout = service->established;
-	else /* where ports are short, these go first */
-		timeout = service->unanswered >> (pressed ? 2 : 0);
 	/* Finished: its end met a lock that could not be had. */
-	if (age(flow) > timeout || flow->finished == FROM_BOTH ||
-	    ends_flows(backend_of(flow)) || given_up >> (slot >> PORT_BITS) & 1)
-		retire_flow(slot, hash, false);
+	if (age(flow) > patience(flow, service, pressed) || is_finished(flow) ||
+	    ends_flows(backend) || given_up >> (slot >> PORT_BITS) & 1)
+		retire_flow(slot, hash, ENDING_OVER);
 	return 0;
 }
 
@@ -238,7 +268,7 @@ __noinline int evict_oldest(__u32 index)
 		return 0;
 	hash = *(const volatile __u32 *)&flow->hash;
 	barrier();
-	retire_flow(slot, hash, true);
+	retire_flow(slot, hash, ENDING_UNCONFIRMED);
 	return 0;
 }
 
@@ -260,6 +290,89 @@ __noinline int far_room(__u32 source, __u32 hash)
 	while (steps < STEPS && room_after(source, hash, steps) <= 0)
 		steps++;
 	return steps;
+}
+
+/* Seconds of silence for which no established flow makes room. */
+#define BUSY_SECONDS_TCP 10
+#define BUSY_SECONDS_UDP 4
+
+/* Who makes room before whom, the last first; within, who was silent for longest. */
+#define RANK(nth) ((__u32)(nth) << 30)
+#define RANK_IDLE_MAX (RANK(1) - 1)
+
+/* The higher, the sooner the flow makes room; 0: it does not. */
+__noinline __u32 rank_of(__u32 slot, bool crowded)
+{
+	const struct flow *flow = flow_at(slot);
+	__u32 idle, busy;
+
+	if (!flow || !flow->family || flow->retired)
+		return 0;
+	idle = age(flow);
+	if (idle > RANK_IDLE_MAX)
+		idle = RANK_IDLE_MAX;
+	if (flow->state == FLOW_UNCONFIRMED)
+		return RANK(1) + idle;
+	busy = second_ticks * (flow->protocol == IPPROTO_UDP ?
+				       BUSY_SECONDS_UDP :
+				       BUSY_SECONDS_TCP);
+	/* By another one's end a crowded group gets no room. */
+	if (flow->state != FLOW_ESTABLISHED || crowded || idle < busy)
+		return 0;
+	return (is_half_closed(flow) ? RANK(2) : 0) + idle;
+}
+
+/* Notes in the packet who of a group, so many steps from home, makes room first. */
+__noinline int note_idlest(__u32 index, __u32 steps)
+{
+	const struct group *group = group_at(index);
+	struct packet *packet = packet_at_hand();
+	bool crowded;
+
+	if (!group || !packet)
+		return 0;
+	crowded = is_crowded(group);
+	for (__u32 i = 0; i < GROUP_SLOTS; i++) {
+		__u32 slot = first_slot(index) + i;
+		__u32 rank = rank_of(slot, crowded);
+
+		if (rank <= packet->idlest_rank)
+			continue;
+		packet->idlest_rank = rank;
+		packet->idlest_slot = slot;
+		packet->idlest_steps = steps;
+	}
+	return 0;
+}
+
+/*
+ * No slot is free: of the flows nearby, one that may be dead makes room, else one that
+ * is not confirmed, else an established one; the longest idle first. Returns the steps
+ * to its group; STEPS: all are busy.
+ */
+__noinline int evict_idlest(__u32 source, __u32 hash)
+{
+	struct packet *packet = packet_at_hand();
+	const struct flow *flow;
+	__u32 slot, idlest;
+
+	if (!packet)
+		return STEPS;
+	packet->idlest_rank = 0;
+	for (__u32 near = 0; near < NEAR_STEPS; near++)
+		note_idlest(group_after(source, hash, near), near);
+	if (!packet->idlest_rank)
+		return STEPS;
+	slot = packet->idlest_slot;
+	flow = flow_at(slot);
+	if (!flow)
+		return STEPS;
+	idlest = *(const volatile __u32 *)&flow->hash;
+	barrier();
+	/* Another CPU may have given the slot to another flow. */
+	if (!rank_of(slot, false) || !retire_flow(slot, idlest, ENDING_IDLE))
+		return STEPS;
+	return packet->idlest_steps;
 }
 
 /*
@@ -291,7 +404,8 @@ __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 		if (room_after(source, hash, near) > 0)
 			return near;
 	}
-	return far_room(source, hash);
+	steps = far_room(source, hash);
+	return steps < STEPS || !pressed ? steps : evict_idlest(source, hash);
 }
 
 /* Where a new flow may have a slot of a source address; as make_room says it. */

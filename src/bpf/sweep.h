@@ -21,7 +21,7 @@ __noinline int lose_slot(__u32 slot)
 
 	if (!group || !flow || flow->state == FLOW_NONE)
 		return false;
-	retire_flow(slot, flow->hash, false);
+	retire_flow(slot, flow->hash, ENDING_OVER);
 	if (!lock_group(group, index))
 		return true;
 	group->used |= bit_of(slot);

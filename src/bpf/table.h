@@ -84,14 +84,23 @@ static __always_inline bool is_flow_of_client(const struct flow *flow,
 	       same_address(flow->client, packet->from);
 }
 
+static __always_inline const struct backend *backend_of(const struct flow *flow)
+{
+	__u32 index = flow->backend;
+
+	return bpf_map_lookup_elem(&backends, &index);
+}
+
 /* Long finished, though its port was not needed again. */
 static __always_inline bool is_over(const struct flow *flow)
 {
+	const struct backend *backend;
 	const struct service *service;
 
 	if (!flow->retired)
 		return false;
-	service = service_of(flow->service);
+	backend = backend_of(flow);
+	service = backend ? service_of(backend->service) : NULL;
 	return !service || age(flow) > service->closing;
 }
 

@@ -78,6 +78,7 @@ fn describe_service(text: &mut String, service: &Service) {
     let timeouts = [
         ("unanswered", service.timeouts.unanswered),
         ("established", service.timeouts.established),
+        ("half_closed", service.timeouts.half_closed),
         ("closing", service.timeouts.closing),
     ];
     let timeouts =

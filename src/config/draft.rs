@@ -152,6 +152,7 @@ impl Draft {
         let FileTimeouts {
             unanswered,
             established,
+            half_closed,
             closing,
         } = &self.keys.timeouts;
         let default = Timeouts::of(protocol);
@@ -163,6 +164,7 @@ impl Draft {
         Ok(Timeouts {
             unanswered: timeout("unanswered", unanswered, default.unanswered)?,
             established: timeout("established", established, default.established)?,
+            half_closed: timeout("half_closed", half_closed, default.half_closed)?,
             closing: timeout("closing", closing, default.closing)?,
         })
     }

@@ -55,6 +55,7 @@ pub(super) struct FileService {
 pub(super) struct FileTimeouts {
     pub unanswered: Option<toml::Value>,
     pub established: Option<toml::Value>,
+    pub half_closed: Option<toml::Value>,
     pub closing: Option<toml::Value>,
 }
 

@@ -23,7 +23,12 @@ fn files() -> impl Strategy<Value = String> {
             Just("*".to_string()),
         ],
         prop::collection::btree_set(1u8..=4, 0..3),
-        [duration.clone(), duration.clone(), duration],
+        [
+            duration.clone(),
+            duration.clone(),
+            duration.clone(),
+            duration,
+        ],
         backends,
         health(),
     );
@@ -33,8 +38,17 @@ fn files() -> impl Strategy<Value = String> {
     (top, ports, prop::collection::vec(service, 1..4)).prop_map(|(top, ports, services)| {
         let (mode, counters) = top;
         let mut text = format!("mode = \"{mode}\"\nflow_counters = {counters}\n");
-        for (i, (name, listen, sources, [unanswered, established, closing], backends, health)) in
-            services.into_iter().enumerate()
+        for (
+            i,
+            (
+                name,
+                listen,
+                sources,
+                [unanswered, established, half_closed, closing],
+                backends,
+                health,
+            ),
+        ) in services.into_iter().enumerate()
         {
             text += &format!("[[service]]\nlisten = \"192.0.2.{}:{listen}\"\n", i + 1);
             if let Some(name) = name {
@@ -47,7 +61,7 @@ fn files() -> impl Strategy<Value = String> {
             text += &format!("source = [{}]\n", sources.join(","));
             text += &format!(
                 "timeouts = {{ unanswered = {unanswered}, established = {established}, \
-                 closing = {closing} }}\n"
+                 half_closed = {half_closed}, closing = {closing} }}\n"
             );
             text += &health;
             for ((host, port), weight) in backends {

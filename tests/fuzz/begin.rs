@@ -2,6 +2,7 @@
 //! How flows begin, and which ones may end for it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use xdp_proxy::abi::{self, OutcomeCode, PORT_BITS};
 
@@ -21,7 +22,12 @@ struct Crowd {
     /// The number of the unconfirmed flow whose turn it is to make room: in the order
     /// in which ports are taken, from the last one that was.
     next: Option<u64>,
+    /// The rank of the flow that makes room first where no port is free.
+    idlest: Option<Rank>,
 }
+
+/// Who makes room before whom, the highest first, and the half hours of silence.
+type Rank = (u8, u32);
 
 impl Crowd {
     /// The unconfirmed flows have all of their share: half.
@@ -42,10 +48,29 @@ impl World {
         let age = self.now - flow.seen;
         match pressed {
             _ if self.is_gone(flow) => true,
+            _ if flow.established && flow.finished.contains(&true) => age > HALF_CLOSED,
             _ if patient => age > ESTABLISHED,
             true => 4 * age > UNANSWERED,
             false => age > UNANSWERED,
         }
+    }
+
+    /// None: it makes no room, as it is busy, or as that makes none in a crowd.
+    fn rank(&self, flow: &Flow, crowded: bool) -> Option<Rank> {
+        let idle = self.now - flow.seen;
+        match flow.established {
+            false => Some((1, idle)),
+            true if crowded || idle == 0 => None,
+            true if flow.finished.contains(&true) => Some((2, idle)),
+            true => Some((0, idle)),
+        }
+    }
+
+    fn is_idlest(&self, flow: &Flow, crowds: &[Crowd]) -> bool {
+        let of_source = |crowd: &&Crowd| crowd.source == flow.source.ip();
+        let ranks = crowds.iter().filter(of_source).map(|crowd| crowd.idlest);
+        let idlest = ranks.max().flatten();
+        idlest.is_some() && self.rank(flow, false) == idlest
     }
 
     /// Notes which flows the program has ended, and that it might.
@@ -85,15 +110,15 @@ impl World {
         let pressed = crowds.iter().all(Crowd::is_full);
         self.ended(|world, flow| {
             let makes_room = |crowd: &Crowd| crowd.is_crowded() && crowd.next == Some(flow.number);
-            pressed && world.is_late(flow, true)
+            pressed && (world.is_late(flow, true) || world.is_idlest(flow, &crowds))
                 || is_full(flow.source.ip()) && crowds.iter().any(makes_room)
         })?;
         let Some((place, backend)) = path else {
             let sources = crowds.iter().map(|crowd| crowd.source);
             let mut after = sources.flat_map(|source| self.crowds(source));
             ensure!(
-                after.all(|crowd| crowd.is_full()),
-                "no port was found, though one is free: {crowds:?}"
+                after.all(|crowd| crowd.is_full() && crowd.idlest.is_none()),
+                "no port was found, though one is free or makes room: {crowds:?}"
             );
             let outcome = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
             return Ok(refused(tuple.protocol, outcome));
@@ -125,8 +150,13 @@ impl World {
             tags: Tags::default(),
             answered: false,
             answered_other: false,
+            early: false,
             established: false,
             finished: [false; 2],
+            acknowledged: [false; 2],
+            reset: [false; 2],
+            next: [0; 2],
+            begun: (self.now, Instant::now()),
             partial: [false; 2],
             retired: false,
             seen: self.now,
@@ -153,13 +183,18 @@ impl World {
             let in_turn = [rest, first].concat();
             let live: Vec<&Flow> = in_turn.into_iter().filter_map(flow_at).collect();
             let unconfirmed = live.iter().filter(|flow| !flow.established);
-            Crowd {
+            let mut crowd = Crowd {
                 source,
                 ports: ports.len(),
                 live: live.len(),
                 unconfirmed: unconfirmed.clone().count(),
                 next: unconfirmed.map(|flow| flow.number).next(),
-            }
+                idlest: None,
+            };
+            let crowded = crowd.is_crowded();
+            let ranks = live.iter().filter_map(|flow| self.rank(flow, crowded));
+            crowd.idlest = ranks.max();
+            crowd
         };
         groups.map(crowd).collect()
     }

@@ -32,6 +32,8 @@ pub struct Draft {
     /// IPv4: words of options. IPv6: extension headers are made of the number.
     pub options: usize,
     pub flags: u8,
+    /// TCP's: of its sequence, and what it acknowledges. None: any.
+    pub numbers: Option<[u32; 2]>,
     /// Words of TCP's options.
     pub l4_options: usize,
     /// Type and code.
@@ -56,6 +58,7 @@ impl Draft {
             id: 0,
             options: 0,
             flags: 0,
+            numbers: None,
             l4_options: 0,
             icmp: (0, 0),
             quote: vec![],
@@ -138,7 +141,12 @@ impl Draft {
             }
             _ => {
                 body.extend_from_slice(ports.as_flattened());
-                body.extend_from_slice(&noise[..8]);
+                match self.numbers {
+                    Some(numbers) => {
+                        body.extend_from_slice(numbers.map(u32::to_be_bytes).as_flattened());
+                    }
+                    None => body.extend_from_slice(&noise[..8]),
+                }
                 body.extend_from_slice(&[(5 + self.l4_options as u8) << 4, self.flags, 1, 2]);
                 body.extend_from_slice(&[0, 0, noise[8], noise[9]]);
                 body.extend_from_slice(&noise[..4 * self.l4_options]);

@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 /// How far a checksum is from the right one, in one's-complement terms.
-fn error(is: u16, right: u16) -> u32 {
+pub fn error(is: u16, right: u16) -> u32 {
     (u32::from(is) + 0xffff - u32::from(right)) % 0xffff
 }
 

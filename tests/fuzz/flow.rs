@@ -2,6 +2,7 @@
 //! What is known of a flow, and of a datagram in fragments.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use crate::wire;
 
@@ -26,6 +27,20 @@ impl Tags {
         for word in frame[12..l3 - 2].chunks_exact(4) {
             tags.words[tags.count] = word.try_into().expect("4 bytes");
             tags.count += 1;
+        }
+        tags
+    }
+
+    /// As replies carry them: without the bit that has frames dropped before others, nor
+    /// what says nothing.
+    pub fn replied(frame: &[u8], l3: usize) -> Tags {
+        let mut tags = Tags::default();
+        for word in frame[12..l3 - 2].chunks_exact(4) {
+            let word = [word[0], word[1], word[2] & 0xef, word[3]];
+            if word != [0x81, 0, 0, 0] {
+                tags.words[tags.count] = word;
+                tags.count += 1;
+            }
         }
         tags
     }
@@ -87,8 +102,17 @@ pub struct Flow {
     pub answered: bool,
     /// By an ACK alone, which is of an earlier connection from its port.
     pub answered_other: bool,
+    /// The backend has sent data before its client confirmed.
+    pub early: bool,
     pub established: bool,
+    /// Who has sent FIN, and acknowledged the other's; who has reset.
     pub finished: [bool; 2],
+    pub acknowledged: [bool; 2],
+    pub reset: [bool; 2],
+    /// TCP: the numbers after what each end is known to have sent.
+    pub next: [u32; 2],
+    /// In half hours, and by the clock.
+    pub begun: (u32, Instant),
     /// Whose checksums were to be completed when that was last clear.
     pub partial: [bool; 2],
     pub retired: bool,

@@ -225,9 +225,35 @@ impl World {
         } else if packet.hops <= 1 {
             // No error about an error.
             Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT)
+        } else if !self.is_plausible(frame, packet, &quoted, &fate) {
+            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_UNPROVEN)
         } else {
             fate
         }
+    }
+
+    /// The error is about a segment that passed lately, or tells of no path MTU that is
+    /// smaller than any.
+    fn is_plausible(&self, frame: &[u8], packet: &Packet, quoted: &Packet, fate: &Fate) -> bool {
+        let icmp = &frame[packet.l4..packet.l4 + 8];
+        let mtu = match (packet.v6, icmp[0], icmp[1]) {
+            (false, 3, 4) => number(icmp, 6),
+            (true, 2, _) if number(icmp, 4) == 0 => number(icmp, 6),
+            _ => 0,
+        };
+        if mtu != 0 && mtu < 1280 && (quoted.protocol == UDP || packet.v6) {
+            return false;
+        }
+        // The packet came from the end that the error does not go to.
+        let sent = match *fate {
+            Fate::Error(place, End::Client) => self.flow(place).next[0],
+            Fate::Error(place, End::Backend) => self.flow(place).next[1],
+            _ => return true,
+        };
+        let at = quoted.l4 + 4;
+        let sequence = u32::from_be_bytes(frame[at..at + 4].try_into().expect("4 bytes"));
+        let apart = sequence.wrapping_sub(sent) as i32;
+        quoted.protocol == UDP || (-(1 << 20)..131_072).contains(&apart)
     }
 
     fn forwarded(&self, place: usize) -> Fate {

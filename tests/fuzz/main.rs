@@ -210,6 +210,8 @@ fn the_datapath_does_what_its_model_does() {
     let unmet = OUTCOMES.iter().filter(|outcome| {
         let may_be_met = match outcome.name {
             "race" => false,
+            // Of so many clients hardly all ports are busy: tests/packets has it.
+            "snat_exhausted" => false,
             "no_room" => knows_several_buffers(),
             _ => true,
         };

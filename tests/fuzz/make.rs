@@ -179,6 +179,7 @@ impl Maker {
             return if self.random.once_in(2) {
                 let mut draft = self.between(protocol, flow.tuple.client, flow.tuple.service);
                 draft.flags = flags;
+                draft.numbers = self.numbers(flow.next);
                 if !self.random.once_in(8) {
                     draft.tags = flow.tags.bytes().to_vec();
                 }
@@ -186,6 +187,7 @@ impl Maker {
             } else {
                 let backend = world.backend_end(flow.backend, &flow.tuple);
                 let mut draft = self.between(protocol, backend, flow.source);
+                draft.numbers = self.numbers([flow.next[1], flow.next[0]]);
                 draft.flags = match flow.answered {
                     true => flags,
                     false => self.flags(&[SYN | ACK, SYN | ACK, SYN | ACK, ACK]),
@@ -194,6 +196,26 @@ impl Maker {
             };
         }
         self.of_client(world)
+    }
+
+    /// Of a segment whose sender has sent, and whose receiver has sent, up to these: mostly
+    /// those themselves, or some near them or far from them.
+    fn numbers(&mut self, next: [u32; 2]) -> Option<[u32; 2]> {
+        if self.random.once_in(12) {
+            return None;
+        }
+        const APART: [u32; 10] = [
+            1, 2, 100, 1460, 16_383, 16_384, 65_536, 131_071, 131_072, 1_048_576,
+        ];
+        Some(next.map(|number| {
+            let apart = self.pick(&APART);
+            match self.random.below(10) {
+                0 => number.wrapping_add(apart),
+                1 => number.wrapping_sub(apart),
+                2 => number.wrapping_sub(1),
+                _ => number,
+            }
+        }))
     }
 
     fn flags(&mut self, likely: &[u8]) -> u8 {
@@ -215,6 +237,7 @@ impl Maker {
         let client = self.client(service.ip());
         let mut draft = self.between(protocol, client, service);
         draft.flags = self.flags(&[SYN, SYN, SYN, SYN, ACK, FIN | ACK]);
+        draft.numbers = Some([self.random.word() as u32, 0]);
         draft
     }
 

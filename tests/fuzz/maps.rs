@@ -11,6 +11,7 @@ use nix::sys::mman::{self, ProtFlags};
 use xdp_proxy::abi::{self, types};
 
 use crate::rigs::PORTS;
+use crate::wire::UDP;
 
 /// A map that this process shares with the program.
 struct Shared<T> {
@@ -159,6 +160,10 @@ impl Maps {
     pub fn age_flow(&self, slot: usize, ticks: u32) {
         let mut flow = self.flow(slot);
         flow.seen = flow.seen.wrapping_sub(ticks);
+        if flow.protocol == UDP {
+            // When it began.
+            flow.client_next = flow.client_next.wrapping_sub(ticks);
+        }
         self.set_flow(slot, flow);
     }
 

@@ -5,11 +5,11 @@
 use std::net::SocketAddr;
 
 use xdp_proxy::abi::OutcomeCode;
-use xdp_proxy::abi::types::{answer, flow_state};
+use xdp_proxy::abi::types::{flow_state, heard};
 
 use crate::common::frame::{ACK, FIN, RST, SYN};
 use crate::common::rig::*;
-use crate::expect::{How, Kind};
+use crate::expect::{How, Kind, error};
 use crate::judge::*;
 use crate::wire::*;
 use crate::world::*;
@@ -67,7 +67,18 @@ impl World {
         let fate = match judgement.fate {
             Fate::Begins(tuple, service) => {
                 let packet = judgement.packet.expect("it has a tuple");
-                unanswered(&packet, self.begun(tuple, service, out)?)
+                let fate = self.begun(tuple, service, out)?;
+                if let Fate::Forwarded(place) = fate {
+                    self.learn_link(frame, &packet, place);
+                    // What was there before stays.
+                    let record = self.maps.flow(self.slot(place));
+                    self.flow_mut(place).next[1] = record.backend_next;
+                    if packet.protocol == TCP {
+                        let [sequence, _] = numbers_of(frame, &packet);
+                        self.flow_mut(place).next[0] = sequence.wrapping_add(1);
+                    }
+                }
+                unanswered(&packet, fate)
             }
             fate => fate,
         };
@@ -161,6 +172,12 @@ impl World {
         let id = self.id_of(packet, place, from, out)?;
         self.want_rewritten(frame, packet, link, ends, How { kind, id }, out);
         self.track(from, frame, packet, place, kind);
+        if from == End::Client
+            && packet.part != Part::Later
+            && self.proves_client(frame, packet, place)
+        {
+            self.learn_link(frame, packet, place);
+        }
         Ok(())
     }
 
@@ -172,10 +189,7 @@ impl World {
         out: &[u8],
     ) -> Checked {
         self.want_sent(frame, packet, (End::Client, End::Backend), place, out)?;
-        let flow = self.flow_mut(place);
-        flow.mac = frame[6..12].try_into().expect("6 bytes");
-        flow.tags = Tags::of(frame, packet.l3);
-        let backend = flow.backend;
+        let backend = self.flow(place).backend;
         let counters = &mut self.backends[backend - 1];
         counters.forwarded_packets += 1;
         counters.forwarded_bytes += counted_bytes(frame, packet);
@@ -245,11 +259,30 @@ impl World {
         }
     }
 
+    /// Where the flow's replies go.
+    pub fn learn_link(&mut self, frame: &[u8], packet: &Packet, place: usize) {
+        let flow = self.flow_mut(place);
+        flow.mac = frame[6..12].try_into().expect("6 bytes");
+        flow.tags = Tags::replied(frame, packet.l3);
+    }
+
+    /// The packet's numbers are those of the flow, which no stranger knows.
+    fn proves_client(&self, frame: &[u8], packet: &Packet, place: usize) -> bool {
+        let flow = self.flow(place);
+        let [sequence, acknowledged] = match packet.protocol {
+            TCP => numbers_of(frame, packet),
+            _ => return false,
+        };
+        flow.established
+            && flags_of(frame, packet) & ACK != 0
+            && is_near(sequence, flow.next[0])
+            && is_near(acknowledged, flow.next[1])
+    }
+
     /// What a packet tells of its flow's state.
     fn track(&mut self, end: End, frame: &[u8], packet: &Packet, place: usize, kind: Kind) {
         let now = self.now;
-        let flags = flags_of(frame, packet);
-        let tcp = packet.protocol == TCP;
+        let tcp = self.flow(place).tuple.protocol == TCP;
         let partial_checksums = self.rig.settings.partial_checksums;
         let flow = self.flow_mut(place);
         if partial_checksums && kind != Kind::Unsummed && packet.part == Part::Whole {
@@ -257,33 +290,107 @@ impl World {
         }
         if flow.retired {
             // A backend that goes on did not believe the RST.
-            if end == End::Backend && tcp && flags & (RST | FIN) == 0 {
+            if end == End::Backend && tcp && flags_of(frame, packet) & (RST | FIN) == 0 {
                 flow.seen = now;
             }
             return;
         }
-        match end {
-            End::Backend => {
-                let first = !flow.answered && tcp;
-                flow.answered_other = (first || flow.answered_other) && flags & SYN == 0;
-                flow.answered = true;
-            }
-            End::Client if flow.answered && (!tcp || flags & ACK != 0) => flow.established = true,
-            End::Client => (),
+        match packet.part {
+            Part::Later => (),
+            _ if tcp => self.track_segment(end, frame, packet, place),
+            _ => self.track_datagram(end, place),
         }
-        flow.finished[end as usize] |= flags & FIN != 0;
+        let flow = self.flow_mut(place);
+        // Where it ended with this packet, its time is that of its end.
         if flow.established || end == End::Client || !tcp {
             flow.seen = now;
         }
-        if flags & RST != 0 && end == End::Client && flow.answered_other && !flow.established {
-            // It ends the earlier connection; the SYN comes again.
-            (flow.answered, flow.answered_other) = (false, false);
-        } else if flags & RST != 0 {
-            flow.finished = [true; 2];
+    }
+
+    fn track_datagram(&mut self, end: End, place: usize) {
+        let now = self.now;
+        let record = self.maps.flow(self.slot(place));
+        let flow = self.flow_mut(place);
+        let confirmed = record.state == flow_state::FLOW_ESTABLISHED.0 as u8;
+        let (begun, clock) = flow.begun;
+        // About a second after it began, who can tell?
+        let elapsed = clock.elapsed().as_secs_f64() > 0.9 && confirmed;
+        match end {
+            End::Backend => flow.answered = true,
+            End::Client => flow.established |= flow.answered && (now > begun || elapsed),
         }
-        if flow.finished == [true; 2] {
+    }
+
+    fn track_segment(&mut self, end: End, frame: &[u8], packet: &Packet, place: usize) {
+        let sum_is_right = self.sum_is_right(frame, packet);
+        let flow = self.flow_mut(place);
+        let flags = flags_of(frame, packet);
+        let [sequence, acknowledged] = numbers_of(frame, packet);
+        let payload = payload_of(frame, packet);
+        let (this, other) = (end as usize, 1 - end as usize);
+        let is_client = end == End::Client;
+
+        if flags & RST != 0 {
+            let fits = match end {
+                // It ends the earlier connection; the SYN comes again.
+                End::Client if flow.answered_other && !flow.established => {
+                    flow.answered_other = false;
+                    false
+                }
+                End::Client => is_near(sequence, flow.next[0]),
+                End::Backend if flow.answered => is_near(sequence, flow.next[1]),
+                End::Backend => {
+                    flags & ACK != 0 && acknowledged.wrapping_sub(flow.next[0]) <= 65_536
+                }
+            };
+            flow.reset[this] |= fits && packet.part == Part::Whole && sum_is_right;
+        } else if !flow.established && is_client {
+            let beyond = acknowledged.wrapping_sub(flow.next[1]);
+            if flags & SYN != 0 {
+                flow.next[0] = sequence.wrapping_add(1);
+            } else {
+                flow.established = flow.answered
+                    && flags & ACK != 0
+                    && (beyond == 0 || flow.early && beyond <= 65_536);
+            }
+        } else if !flow.established {
+            if flags & (SYN | ACK) == SYN | ACK {
+                flow.next[1] = sequence.wrapping_add(1);
+                (flow.answered, flow.answered_other) = (true, false);
+            } else if !flow.answered {
+                flow.answered_other = true;
+            } else if !flow.early && payload > 0 {
+                (flow.next[1], flow.early) = (sequence, true);
+            }
+        }
+        if flow.established && flags & (SYN | RST) == 0 {
+            let last = sequence.wrapping_add(payload);
+            let further = last.wrapping_sub(flow.next[this]) as i32;
+            if !is_near(sequence, flow.next[this]) {
+                // Not of this connection.
+            } else if flags & FIN != 0 {
+                flow.next[this] = last.wrapping_add(1);
+                flow.finished[this] = true;
+            } else if further >= if flow.finished[this] { 1 } else { 16_384 } {
+                flow.next[this] = last;
+                flow.finished[this] = false;
+            }
+            if flow.finished[other] && flags & ACK != 0 && acknowledged == flow.next[other] {
+                flow.acknowledged[this] = true;
+            }
+        }
+        let both = flow.finished == [true; 2] && flow.acknowledged == [true; 2];
+        if both || flow.reset != [false; 2] {
             self.retire(place);
         }
+    }
+
+    /// As far as can be told: what is still to be completed is.
+    fn sum_is_right(&self, frame: &[u8], packet: &Packet) -> bool {
+        let at = packet.checksum_at();
+        let is = field(frame, at);
+        self.rig.settings.partial_checksums && is == packet.partial_sum()
+            || error(is, packet.right_sum_to_end(frame)) == 0
     }
 
     pub fn flow(&self, place: usize) -> &Flow {
@@ -315,26 +422,33 @@ impl World {
     fn check_record(&self, place: usize) -> Checked {
         let flow = self.flow(place);
         let record = self.maps.flow(self.slot(place));
-        let state = [
-            flow.established,
-            flow.answered,
-            flow.answered_other,
-            flow.retired,
-            flow.finished[0],
-            flow.finished[1],
-            flow.partial[0],
-            flow.partial[1],
-        ];
-        let recorded = [
-            record.state == flow_state::FLOW_ESTABLISHED.0 as u8,
-            record.answered != answer::ANSWER_NONE.0 as u8,
-            record.answered == answer::ANSWER_OTHER.0 as u8,
-            record.retired != 0,
-            record.finished & 1 != 0,
-            record.finished & 2 != 0,
-            record.partial & 1 != 0,
-            record.partial & 2 != 0,
-        ];
+        let [client, backend] = [record.from_client, record.from_backend];
+        let has = |said: u8, bit: heard| u32::from(said) & bit.0 != 0;
+        let both = |bit: heard| [has(client, bit), has(backend, bit)];
+        let state = (
+            (flow.established, flow.retired),
+            (flow.answered, flow.answered_other, flow.early),
+            (flow.finished, flow.acknowledged, flow.reset, flow.partial),
+            (flow.tuple.protocol == TCP).then_some(flow.next),
+        );
+        let recorded = (
+            (
+                record.state == flow_state::FLOW_ESTABLISHED.0 as u8,
+                record.retired != 0,
+            ),
+            (
+                has(backend, heard::HEARD_ANSWER),
+                has(backend, heard::HEARD_OTHER),
+                has(backend, heard::HEARD_EARLY),
+            ),
+            (
+                both(heard::HEARD_FIN),
+                both(heard::HEARD_FIN_ACKED),
+                both(heard::HEARD_RST),
+                both(heard::HEARD_PARTIAL),
+            ),
+            (flow.tuple.protocol == TCP).then_some([record.client_next, record.backend_next]),
+        );
         ensure!(
             state == recorded,
             "the flow should be {flow:?}, and its record is {record:?}"
@@ -345,6 +459,25 @@ impl World {
         );
         Ok(())
     }
+}
+
+/// A blind sender would hardly guess it.
+pub fn is_near(number: u32, known: u32) -> bool {
+    let apart = number.wrapping_sub(known) as i32;
+    (-131_072..131_072).contains(&apart)
+}
+
+/// Of a segment: its sequence number, and what it acknowledges.
+pub fn numbers_of(frame: &[u8], packet: &Packet) -> [u32; 2] {
+    [4, 8].map(|at| {
+        let bytes = &frame[packet.l4 + at..packet.l4 + at + 4];
+        u32::from_be_bytes(bytes.try_into().expect("4 bytes"))
+    })
+}
+
+fn payload_of(frame: &[u8], packet: &Packet) -> u32 {
+    let header = usize::from(frame[packet.l4 + 12] >> 4) * 4;
+    (packet.end - packet.l4 - header) as u32
 }
 
 /// Where there is a little padding in the first buffer, none is sought in others.

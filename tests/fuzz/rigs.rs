@@ -18,6 +18,7 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 /// In half hours, so that no flow is at the edge: time passes by whole hours.
 pub const UNANSWERED: u32 = 2 * 10 + 1;
 pub const ESTABLISHED: u32 = 2 * 30 + 1;
+pub const HALF_CLOSED: u32 = 2 * 15 + 1;
 pub const CLOSING: u32 = 2 * 5 + 1;
 
 pub fn number_of(protocol: Protocol) -> u8 {
@@ -72,6 +73,7 @@ pub fn rig_of(number: usize) -> (Vec<Service>, Settings) {
         timeouts: Timeouts {
             unanswered: HOUR * UNANSWERED / 2,
             established: HOUR * ESTABLISHED / 2,
+            half_closed: HOUR * HALF_CLOSED / 2,
             closing: HOUR * CLOSING / 2,
         },
         ..service(listen, backends)

@@ -19,6 +19,7 @@ const LATER: Duration = Duration::from_secs(3600);
 const NEVER: Timeouts = Timeouts {
     unanswered: LATER,
     established: LATER,
+    half_closed: LATER,
     closing: LATER,
 };
 /// Slots of a source address over slots that a SYN without a port looks at.
@@ -49,6 +50,17 @@ const HALF_CLOSED: Life = |c| {
     c.forward(FIN | ACK);
 };
 
+/// Both have, and neither has acknowledged the other's.
+const FINISHED: Life = |c| {
+    c.open();
+    let mut frame = c.backend_frame(FIN | ACK);
+    frame.tcp().acknowledgment_number -= 1;
+    c.reply_frame(&frame);
+    let mut frame = c.client_frame(FIN | ACK);
+    frame.tcp().acknowledgment_number -= 1;
+    c.forward_frame(&frame);
+};
+
 #[test]
 fn a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over() {
     if !root_or_skip("a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over") {
@@ -60,6 +72,10 @@ fn a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over() {
     };
     let established = Timeouts {
         established: SOON,
+        ..NEVER
+    };
+    let half_closed = Timeouts {
+        half_closed: SOON,
         ..NEVER
     };
     let table: &[(&str, Timeouts, Life, u64)] = &[
@@ -90,10 +106,20 @@ fn a_flow_ends_by_the_sweep_alone_when_the_timeout_of_its_state_is_over() {
         ),
         ("an established flow ends", established, ESTABLISHED, 1),
         (
-            "a half-closed flow ends as an established one",
+            "a half-closed flow has its own time",
             established,
             HALF_CLOSED,
-            1,
+            0,
+        ),
+        ("a half-closed flow ends", half_closed, HALF_CLOSED, 1),
+        (
+            "who finished alone ends no flow before it is acknowledged",
+            Timeouts {
+                closing: SOON,
+                ..NEVER
+            },
+            FINISHED,
+            0,
         ),
         ("nothing ends before its time", NEVER, HALF_CLOSED, 0),
     ];
@@ -177,8 +203,8 @@ fn unanswered_flows_go_first_where_ports_are_short() {
 }
 
 #[test]
-fn established_flows_are_never_ended_for_the_sake_of_new_ones() {
-    if !root_or_skip("established_flows_are_never_ended_for_the_sake_of_new_ones") {
+fn busy_flows_are_never_ended_for_the_sake_of_new_ones() {
+    if !root_or_skip("busy_flows_are_never_ended_for_the_sake_of_new_ones") {
         return;
     }
     let rig = with(NEVER);

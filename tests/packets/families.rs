@@ -70,6 +70,7 @@ fn services_that_share_ports_take_them_from_each_other() {
             .map(|number| Exchange::new(&rig, [tcp, udp][number as usize % 2], number))
             .collect();
         flows.iter_mut().for_each(Exchange::open);
+        Exchange::confirm(&mut flows);
         let ports: HashSet<u16> = flows.iter().map(|f| f.path().source.port()).collect();
         assert_eq!(ports.len(), 4);
         let exhausted = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;

@@ -6,6 +6,13 @@ use crate::common::case::*;
 use crate::common::frame::*;
 use crate::common::root_or_skip;
 
+/// From what is believed to be of a flow.
+const FAR: u32 = 1 << 20;
+
+fn far(frame: &mut Frame) {
+    frame.tcp().sequence_number += FAR;
+}
+
 const SYN_SENT: &[Packet] = &[client(SYN)];
 const ANSWERED: &[Packet] = &[client(SYN), backend(SYN | ACK)];
 const OPEN: &[Packet] = &[client(SYN), backend(SYN | ACK), client(ACK)];
@@ -27,6 +34,14 @@ const BOTH_FINISHED: &[Packet] = &[
     client(ACK),
     client(FIN | ACK),
     backend(FIN | ACK),
+];
+const CLOSED: &[Packet] = &[
+    client(SYN),
+    backend(SYN | ACK),
+    client(ACK),
+    client(FIN | ACK),
+    backend(FIN | ACK),
+    client(ACK),
 ];
 const CLIENT_RESET: &[Packet] = &[client(SYN), backend(SYN | ACK), client(ACK), client(RST)];
 const REFUSED: &[Packet] = &[client(SYN), backend(RST | ACK)];
@@ -163,22 +178,77 @@ const LIFE: &[Case] = &[
         Forwarded,
     ),
     case(
-        "the backend's FIN after the client's ends the flow",
+        "the backend's FIN after the client's ends nothing before it is acknowledged",
         CLIENT_FINISHED,
         backend(FIN | ACK),
         Returned,
-    )
-    .ends(),
+    ),
     case(
-        "the client's FIN after the backend's ends the flow",
+        "the client's FIN after the backend's ends nothing before it is acknowledged",
         BACKEND_FINISHED,
         client(FIN | ACK),
+        Forwarded,
+    ),
+    case(
+        "the client's ACK of the last FIN ends the flow",
+        BOTH_FINISHED,
+        client(ACK),
         Forwarded,
     )
     .ends(),
     case(
-        "the last ACK after both FINs is forwarded",
+        "the backend's ACK of the last FIN ends the flow",
+        &[
+            client(SYN),
+            backend(SYN | ACK),
+            client(ACK),
+            backend(FIN | ACK),
+            client(FIN | ACK),
+        ],
+        backend(ACK),
+        Returned,
+    )
+    .ends(),
+    case(
+        "an ACK of less than the last FIN ends nothing",
         BOTH_FINISHED,
+        client(ACK).edit(|s| s.tcp().acknowledgment_number -= 1),
+        Forwarded,
+    ),
+    case(
+        "an ACK of more than the last FIN ends nothing",
+        BOTH_FINISHED,
+        client(ACK).edit(|s| s.tcp().acknowledgment_number += 1),
+        Forwarded,
+    ),
+    case(
+        "the last ACK sent again is forwarded",
+        CLOSED,
+        client(ACK),
+        Forwarded,
+    ),
+    case(
+        "a FIN far from the flow's numbers is none of it",
+        &[
+            client(SYN),
+            backend(SYN | ACK),
+            client(ACK),
+            client(FIN | ACK).edit(far),
+            backend(FIN | ACK).edit(|s| s.tcp().acknowledgment_number += FAR + 1),
+        ],
+        client(ACK),
+        Forwarded,
+    ),
+    case(
+        "data beyond a FIN shows that the FIN was another's",
+        &[
+            client(SYN),
+            backend(SYN | ACK),
+            client(ACK),
+            client(FIN | ACK),
+            client(ACK).payload(9),
+            backend(FIN | ACK),
+        ],
         client(ACK),
         Forwarded,
     ),
@@ -189,11 +259,12 @@ const LIFE: &[Case] = &[
         Returned,
     ),
     case(
-        "a FIN sent again after both FINs is forwarded",
+        "a FIN sent again that acknowledges the other ends the flow",
         BOTH_FINISHED,
         client(FIN | ACK),
         Forwarded,
-    ),
+    )
+    .ends(),
     case(
         "the client's RST ends the flow",
         OPEN,
@@ -208,6 +279,24 @@ const LIFE: &[Case] = &[
         Forwarded,
     )
     .ends(),
+    case(
+        "a RST far from the client's numbers ends nothing",
+        OPEN,
+        client(RST).edit(far),
+        Forwarded,
+    ),
+    case(
+        "a RST far from the backend's numbers ends nothing",
+        OPEN,
+        backend(RST).edit(far),
+        Returned,
+    ),
+    case(
+        "a RST on a flow without answer that acknowledges no SYN ends nothing",
+        SYN_SENT,
+        backend(RST | ACK).edit(|s| s.tcp().acknowledgment_number += FAR),
+        Returned,
+    ),
     case(
         "the backend's RST ends the flow",
         OPEN,
@@ -249,13 +338,13 @@ const LIFE: &[Case] = &[
     ),
     case(
         "a RST after both FINs ends no flow twice",
-        BOTH_FINISHED,
+        CLOSED,
         client(RST),
         Forwarded,
     ),
     case(
         "a SYN on a closing flow begins a new one (port reuse)",
-        BOTH_FINISHED,
+        CLOSED,
         client(SYN),
         ForwardedAnew,
     )

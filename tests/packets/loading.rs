@@ -16,7 +16,7 @@ use crate::common::root_or_skip;
 
 /// Far below the kernel's limit of a million, so that other kernels and
 /// compilers, which count otherwise, load it too.
-const INSTRUCTIONS_MAX: u32 = 60_000;
+const INSTRUCTIONS_MAX: u32 = 100_000;
 
 /// What the verifier's log says of the program; the count that newer kernels keep takes
 /// maps that are filled.

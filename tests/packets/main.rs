@@ -12,6 +12,7 @@ mod echo;
 mod expiry;
 mod families;
 mod flows;
+mod forged;
 mod fragments;
 mod gone;
 mod headers;

@@ -29,6 +29,7 @@ fn rig(ports: u16) -> Rig {
     // Short, so that expiry takes its part.
     service.timeouts.unanswered = Duration::from_millis(20);
     service.timeouts.established = Duration::from_millis(40);
+    service.timeouts.half_closed = Duration::from_millis(40);
     service.timeouts.closing = Duration::from_millis(10);
     Rig::new(&config(vec![service]), WHOLE)
 }

@@ -15,7 +15,6 @@ use crate::common::rig::*;
 use crate::common::root_or_skip;
 
 const EXHAUSTED: OutcomeCode = OutcomeCode::OUTCOME_REFUSED_SNAT_EXHAUSTED;
-const DNS_V6: &str = "[fd00::5]:53/udp";
 
 /// The rig's routes would have 10.0.0.5 or fd00::5 as the source.
 fn sending_from(listen: &str, sources: &[&str], last: u16) -> Service {
@@ -64,7 +63,7 @@ fn every_port_of_all_sources_is_used_before_the_first_client_is_refused() {
     for (listen, sources) in [
         (WEB, &["10.0.0.10", "10.0.0.11"][..]),
         (WEB, &["10.0.0.10", "10.0.0.11", "10.0.0.12"]),
-        (DNS_V6, &["fd00::10", "fd00::11"]),
+        ("[fd00::5]:80", &["fd00::10", "fd00::11"]),
     ] {
         let service = sending_from(listen, sources, 2199);
         let rig = Rig::new(&config(vec![service]), GENERIC);

@@ -277,7 +277,11 @@ fn without_a_port_the_client_is_told_port_unreachable() {
         service.source_ports = PortRanges::new(vec![2000..=2001]).unwrap();
         let rig = Rig::new(&config(vec![service]), GENERIC);
         let mut flows = [1, 2].map(|number| Exchange::new(&rig, listen, number));
-        flows.iter_mut().for_each(Exchange::open);
+        for flow in &mut flows {
+            flow.open();
+            // One of two ports is what the unconfirmed may have.
+            Exchange::confirm(std::slice::from_mut(flow));
+        }
         for sum in [Sum::Complete, Sum::Partial] {
             let late = Exchange::new(&rig, listen, 3).with_sum(sum);
             let frame = late.client_frame(0);

@@ -3,6 +3,7 @@
 
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath::Settings;
+use xdp_proxy::service::Protocol;
 
 use crate::common::case::WAYS;
 use crate::common::exchange::*;
@@ -28,7 +29,7 @@ const TAGS: &[&[Tag]] = &[
     &[(Q, 5)],
     &[(Q, 0xa005)],
     &[(AD, 100)],
-    &[(AD, 0x7fff), (Q, 0xe002)],
+    &[(AD, 0x6fff), (Q, 0xe002)],
     &[(Q, 0xc000), (Q, 4095)],
 ];
 
@@ -80,13 +81,39 @@ fn a_flow_crosses_from_vlan_to_vlan_and_back() {
             let frames = both(exchange, bytes);
             exchange.pass_both(&frames);
         }
-        // Replies follow the client's last frame, priority and all.
+        // Replies follow the client's last frame, priority and all, where its numbers
+        // prove that it is the client's.
         for tags in TAGS {
+            let first = exchange.tags[0].clone();
             exchange.tags[0] = tags.to_vec();
             exchange.forward(ACK);
+            if exchange.protocol == Protocol::Udp {
+                exchange.tags[0] = first;
+            }
             exchange.reply(ACK);
         }
     });
+}
+
+#[test]
+fn replies_leave_behind_what_says_nothing_of_them() {
+    if !root_or_skip("replies_leave_behind_what_says_nothing_of_them") {
+        return;
+    }
+    // VLAN 0 without a priority; and a frame that is dropped before others.
+    let table: [(&[Tag], &[Tag]); 3] = [
+        (&[(Q, 0x1005)], &[(Q, 5)]),
+        (&[(Q, 0), (Q, 5)], &[(Q, 5)]),
+        (&[(AD, 0x1000), (Q, 0)], &[(AD, 0)]),
+    ];
+    let rig = rig(tagged(GENERIC), &[]);
+    for ((sent, replied), number) in table.iter().zip(0..) {
+        let mut exchange = Exchange::new(&rig, WEB, number);
+        exchange.tags[0] = sent.to_vec();
+        exchange.forward(SYN);
+        exchange.tags[0] = replied.to_vec();
+        exchange.reply(SYN | ACK);
+    }
 }
 
 #[test]
