@@ -6,7 +6,7 @@
  * anew, as of the next flow, before the program gets it by a tail call.
  *
  * Flows differ by a port and, above 32,768 of them, by an address. What is added
- * to those words is taken from others (a part of the sequence number, the IP
+ * to those words is taken from others (a part of a TCP number, the IP
  * header's identification), so that the checksums stay right without being
  * computed.
  *

@@ -203,11 +203,12 @@ pub fn establish(rig: &Rig, kind: Kind, flows: u32) -> Result<Vec<Reply>> {
                     .address,
                 port,
             };
-            flows.push((flow.begun, reply));
+            let client = flow.client.map(u32::from_be);
+            flows.push((client, u16::from_be(flow.client_port), reply));
         }
-        // In the order of their clients.
-        flows.sort_by_key(|(begun, _)| *begun);
-        replies.extend(flows.into_iter().map(|(_, reply)| reply));
+        // In the order of their clients, whose numbers they are.
+        flows.sort_by_key(|(client, port, _)| (*client, *port));
+        replies.extend(flows.into_iter().map(|(.., reply)| reply));
         run(&kind.syn_ack().of_backends(&replies[begun..]))?;
         run(&kind.of_clients(part))?;
     }

@@ -122,11 +122,14 @@ impl Kind {
             IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & !0xffff).into(),
             IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !0xffff).into(),
         };
-        let frame = self.frame(
+        let mut frame = self.frame(
             backend_mac(backend.ip()),
             SocketAddr::new(first, backend.port()),
             SocketAddr::new(self.address(SOURCE, 5), 0),
         );
+        if let Transport::Tcp(tcp) = &mut frame.transport {
+            tcp.acknowledgment_number = u32::MAX;
+        }
         self.stream(&frame, flows.len() as u32, Some(flows.to_vec()))
     }
 
@@ -223,9 +226,11 @@ impl Stream {
             return plan;
         }
         let at = self.transport_at as u16;
-        let (pad_at, ip_at) = match self.protocol {
-            Protocol::Tcp => (at + 4, 14 + self.tag_bytes as u16),
-            Protocol::Udp => (at + 8, 14 + self.tag_bytes as u16),
+        // Of TCP, a client's sequence number, and what a backend acknowledges: so all
+        // backends' answers have one number, which the clients' ACK of 0 fits.
+        let (pad_at, ip_at) = match (self.protocol, &self.replies) {
+            (Protocol::Tcp, None) => (at + 4, 14 + self.tag_bytes as u16),
+            _ => (at + 8, 14 + self.tag_bytes as u16),
         };
         plan.port_pad_at = pad_at + 2;
         plan.address_pad_at = pad_at;

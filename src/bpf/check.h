@@ -70,7 +70,6 @@ static __always_inline enum outcome check_packet(struct xdp_md *ctx,
 			return OUTCOME_DROPPED_MALFORMED;
 		packet->flags = tcp[13];
 		packet->sequence = bpf_ntohl(header->seq);
-		packet->acknowledged = bpf_ntohl(header->ack_seq);
 		l4_bytes_min = tcp[12] >> 4 << 2;
 		packet->l4_header_bytes = l4_bytes_min;
 		if (l4_bytes_min < sizeof(struct tcphdr))

@@ -191,7 +191,7 @@ forward_packet(struct xdp_md *ctx, struct packet *packet, struct flow *flow,
 	if (!eth)
 		return OUTCOME_DROPPED_MALFORMED;
 	if (has_ports)
-		follow_client(packet, flow, eth);
+		follow_client(ctx, packet, flow, eth);
 	if (!rewrite_packet(ctx, packet, &new, has_ports))
 		return OUTCOME_DROPPED_MALFORMED;
 	return is_still_of(flow, packet->hash) ? OUTCOME_FORWARDED :

@@ -32,9 +32,9 @@ struct packet {
 	__be16 dest_port;
 	__be32 from[4]; /* addresses, as in struct address */
 	__be32 to[4];
-	__u32 l4_header_bytes; /* known once the packet was checked */
-	__u32 sequence;	       /* the same, of TCP: both numbers */
-	__u32 acknowledged;
+	__u32 l4_header_bytes;	    /* known once the packet was checked */
+	__u32 sequence;		    /* the same, of TCP */
+	__u32 acknowledged;	    /* known where the segment is tracked */
 	__be32 tags[VLAN_TAGS];	    /* outermost first; 0: none */
 	__be32 fragment_id;	    /* IPv4: the lower 16 bits in memory */
 	__u32 fragment_offset;	    /* IPv6: of the header that says so */

@@ -51,10 +51,12 @@ static __always_inline void learn_client_link(const struct packet *packet,
  * An on-link client that goes on from another MAC or VLAN. Not any frame may say so, or
  * any host of its network could turn the replies to itself: its numbers must fit.
  */
-static __always_inline void follow_client(const struct packet *packet,
+static __always_inline void follow_client(struct xdp_md *ctx,
+					  const struct packet *packet,
 					  struct flow *flow,
 					  const struct ethhdr *eth)
 {
+	const struct tcphdr *tcp;
 	bool moves = !same_mac(flow->client_mac, eth->h_source);
 	__u16 vlan[VLAN_TAGS];
 
@@ -63,10 +65,12 @@ static __always_inline void follow_client(const struct packet *packet,
 		moves = moves || flow->client_vlan[0] != vlan[0] ||
 			flow->client_vlan[1] != vlan[1];
 	}
-	if (moves && !is_udp(packet) && flow->state == FLOW_ESTABLISHED &&
-	    (packet->flags & TCP_ACK) &&
-	    is_near(packet->sequence, flow->client_next) &&
-	    is_near(packet->acknowledged, flow->backend_next))
+	if (!moves || is_udp(packet) || flow->state != FLOW_ESTABLISHED ||
+	    !(packet->flags & TCP_ACK))
+		return;
+	tcp = frame_at(ctx, packet->l4_offset, sizeof(*tcp));
+	if (tcp && is_near(packet->sequence, flow->client_next) &&
+	    is_near(bpf_ntohl(tcp->ack_seq), flow->backend_next))
 		learn_client_link(packet, flow, eth);
 }
 
@@ -156,18 +160,31 @@ static __always_inline void track_numbers(const struct packet *packet,
 	}
 }
 
-/* What a segment tells of the flow's state. */
-static __always_inline void track_tcp(struct xdp_md *ctx,
-				      const struct packet *packet,
-				      struct flow *flow,
-				      enum direction direction)
+/*
+ * What a segment tells of the flow's state, where it tells anything. A function of its
+ * own, which the verifier walks once: most segments do without it (goes_on_as_before).
+ */
+__noinline int track_segment(struct xdp_md *ctx, __u32 direction)
 {
 	bool is_client = direction == FROM_CLIENT;
-	__u32 *next = is_client ? &flow->client_next : &flow->backend_next;
-	__u8 *heard = is_client ? &flow->from_client : &flow->from_backend;
-	__u32 other_next = is_client ? flow->backend_next : flow->client_next;
-	__u8 other = is_client ? flow->from_backend : flow->from_client;
-	__u8 flags = packet->flags;
+	struct packet *packet = packet_at_hand();
+	const struct tcphdr *tcp;
+	__u32 *next, other_next;
+	__u8 flags, *heard, other;
+	struct flow *flow;
+
+	if (!packet)
+		return 0;
+	flow = flow_at(packet->slot);
+	tcp = frame_at(ctx, packet->l4_offset, sizeof(*tcp));
+	if (!flow || !tcp)
+		return 0;
+	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
+	flags = packet->flags;
+	next = is_client ? &flow->client_next : &flow->backend_next;
+	heard = is_client ? &flow->from_client : &flow->from_backend;
+	other_next = is_client ? flow->backend_next : flow->client_next;
+	other = is_client ? flow->from_backend : flow->from_client;
 
 	if (flags & TCP_RST) {
 		if (is_client && ends_earlier(flow))
@@ -190,6 +207,33 @@ static __always_inline void track_tcp(struct xdp_md *ctx,
 	}
 	if (is_finished(flow))
 		retire_flow(packet->slot, packet->hash, ENDING_OVER);
+	return 0;
+}
+
+/* The state of a flow, and what was heard of it, in one load. */
+#define STATE(state, retired, from_client, from_backend)         \
+	((__u32)(state) | (retired) << 8 | (from_client) << 16 | \
+	 (__u32)(from_backend) << 24)
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "as STATE has it");
+_Static_assert(offsetof(struct flow, state) % 4 == 0 &&
+		       offsetof(struct flow, from_backend) ==
+			       offsetof(struct flow, state) + 3,
+	       "the state is one word");
+#define HEARD_OF_END (HEARD_FIN | HEARD_FIN_ACKED | HEARD_RST)
+
+/* An established flow that nobody is ending, and data that is no news of its numbers. */
+static __always_inline bool goes_on_as_before(const struct packet *packet,
+					      const struct flow *flow,
+					      enum direction direction)
+{
+	__u32 state = *(const __u32 *)&flow->state;
+	__u32 next = direction == FROM_CLIENT ? flow->client_next :
+						flow->backend_next;
+
+	return (state & STATE(0xff, 0xff, HEARD_OF_END, HEARD_OF_END)) ==
+		       STATE(FLOW_ESTABLISHED, 0, 0, 0) &&
+	       !(packet->flags & (TCP_SYN | TCP_RST | TCP_FIN)) &&
+	       packet->sequence - next + packet->ip_bytes < NUMBERS_STRIDE;
 }
 
 /* What a datagram tells: there is nothing to acknowledge. */
@@ -207,6 +251,15 @@ static __always_inline void track_udp(const struct packet *packet,
 	}
 }
 
+/* A SYN that has begun the flow, or is sent again. */
+static __always_inline bool begins_as_noted(const struct packet *packet,
+					    const struct flow *flow,
+					    enum direction direction)
+{
+	return direction == FROM_CLIENT && packet->flags == TCP_SYN &&
+	       flow->client_next == packet->sequence + 1;
+}
+
 /* A fragment without ports says no more than that the flow goes on. */
 static __always_inline void track_flow(struct xdp_md *ctx,
 				       const struct packet *packet,
@@ -218,6 +271,11 @@ static __always_inline void track_flow(struct xdp_md *ctx,
 		has_ports ? !is_udp(packet) : flow->protocol == IPPROTO_TCP;
 	__u32 tick = now();
 
+	if (has_ports && is_tcp && goes_on_as_before(packet, flow, direction)) {
+		if (flow->seen != tick)
+			flow->seen = tick;
+		return;
+	}
 	if (flow->retired) {
 		/* A backend that goes on did not believe the RST (RFC 5961). */
 		if (direction == FROM_BACKEND && is_tcp &&
@@ -225,10 +283,10 @@ static __always_inline void track_flow(struct xdp_md *ctx,
 			flow->seen = tick;
 		return;
 	}
-	if (has_ports && is_tcp)
-		track_tcp(ctx, packet, flow, direction);
-	else if (has_ports)
+	if (has_ports && !is_tcp)
 		track_udp(packet, flow, direction);
+	else if (has_ports && !begins_as_noted(packet, flow, direction))
+		track_segment(ctx, direction);
 	/* A backend's answer alone keeps no flow of TCP alive. */
 	if ((flow->state == FLOW_ESTABLISHED || direction == FROM_CLIENT ||
 	     !is_tcp) &&
