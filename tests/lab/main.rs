@@ -18,7 +18,6 @@ mod echo;
 mod errors;
 mod failure;
 mod faults;
-mod flood;
 mod flows;
 mod fragments;
 mod health;
