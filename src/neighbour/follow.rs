@@ -51,6 +51,8 @@ pub struct Follower {
     ask_at: Instant,
     /// The limits of the kernel's neighbour tables that are full, and when each last was.
     full: BTreeMap<&'static str, Instant>,
+    /// The last reading failed.
+    troubled: bool,
     state: watch::Sender<State>,
 }
 
@@ -110,6 +112,7 @@ impl Follower {
             read_last: now,
             ask_at: now,
             full: BTreeMap::new(),
+            troubled: false,
             state,
         };
         follower.read().await?;
@@ -118,11 +121,12 @@ impl Follower {
     }
 
     pub async fn run(mut self) {
-        let why = loop {
+        loop {
             let changed = tokio::select! {
                 event = self.events.next() => match event {
                     Some(event) => self.take_all(event),
-                    None => break "the kernel's notifications broke off".to_owned(),
+                    // What is known may be so still.
+                    None => return self.break_off("the kernel's notifications broke off"),
                 },
                 answer = answer(self.prober.as_ref(), self.interface.mac) => {
                     let hop = self.hops.get_mut(&(answer.device, answer.address));
@@ -135,15 +139,9 @@ impl Follower {
             match changed {
                 Ok(true) => self.publish(),
                 Ok(false) => {}
-                Err(Gone) => {
-                    break format!(
-                        "the interface {} was deleted or moved away",
-                        self.interface.name
-                    );
-                }
+                Err(Gone) => return self.end(),
             }
-        };
-        self.end(why);
+        }
     }
 
     /// Takes in an event and all that wait behind it, so that an address is
@@ -213,17 +211,37 @@ impl Follower {
 
     async fn read_again(&mut self) -> Result<bool, Gone> {
         match self.read().await {
-            Ok(()) => Ok(true),
-            Err(error) if gone(&error) => Err(Gone),
+            Ok(()) => {
+                if std::mem::take(&mut self.troubled) {
+                    info!(
+                        "routes and neighbours on {} are read again",
+                        self.interface.name
+                    );
+                }
+                Ok(true)
+            }
+            Err(error) if gone(&error) && self.is_gone().await => Err(Gone),
             Err(error) => {
-                warn!(
-                    "reading routes and neighbours on {} failed, trying again: {error}",
-                    self.interface.name
-                );
+                if !std::mem::replace(&mut self.troubled, true) {
+                    warn!(
+                        "reading routes and neighbours on {} failed, trying again: {error}",
+                        self.interface.name
+                    );
+                }
+                // The connection itself may have broken.
+                if let Ok(netlink) = Netlink::open() {
+                    self.netlink = netlink;
+                }
                 self.read_at = Instant::now() + Duration::from_secs(1);
                 Ok(false)
             }
         }
+    }
+
+    /// It is the interface that is gone, and not another one that a path goes through.
+    async fn is_gone(&self) -> bool {
+        let now = self.netlink.interface(self.interface.index).await;
+        now.is_err_and(|error| gone(&error))
     }
 
     /// Reads the interface, the addresses, the routes and the neighbour tables.
@@ -373,7 +391,20 @@ impl Follower {
         }
     }
 
-    fn end(self, why: String) {
+    fn break_off(self, why: &str) {
+        warn!("{why}");
+        self.state.send_modify(|state| {
+            state.undecided = 0;
+            state.ended = Some(why.to_owned());
+        });
+    }
+
+    /// The interface is gone, and with it every way through it.
+    fn end(self) {
+        let why = format!(
+            "the interface {} was deleted or moved away",
+            self.interface.name
+        );
         warn!("{why}");
         self.state.send_modify(|state| {
             for reach in state.reach.values_mut() {

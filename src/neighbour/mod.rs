@@ -340,7 +340,8 @@ impl Neighbours {
 
     /// Waits for the next change of any reach, of the VIPs held, or of the interface: its
     /// MAC, MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
-    /// more, because the interface was deleted or moved away; then no address is resolved.
+    /// more: because the interface was deleted or moved away, and then no address is resolved;
+    /// or because the kernel's notifications broke off, and then all is as it was known last.
     pub async fn changed(&mut self) -> Result<()> {
         let alive = self.state.changed().await;
         if let Some(why) = &self.state.borrow().ended {
