@@ -5,16 +5,16 @@
 mod attachment;
 
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::datapath::{self, Attached, Datapath, Found, Hook, Maps, Pins, Settings};
+use crate::datapath::{self, Attached, Datapath, Found, Hook, Pins, Settings};
 use crate::neighbour::{self, Interface, Peer};
 use crate::service::{Config, Mode};
 use crate::tables::{self, Tables};
 use crate::vlan::Trunk;
-pub use attachment::{Attachment, Look};
+pub use attachment::{Attachment, Held, Look};
 
 /// Drivers of hardware-like interfaces whose packets can come from a local
 /// stack with a checksum still to be completed.
@@ -26,16 +26,19 @@ const PARTIAL_CHECKSUM_DRIVERS: [&str; 5] =
 const EMPTY_HEAD_DRIVERS: [&str; 1] = ["mlx5_core"];
 
 /// Loads the program for the first hook that takes it, and attaches it: in the
-/// place of what was found there, whose flows and counts go on.
+/// place of what was found there, whose flows go on. All that can fail comes before it is
+/// there; `go` is asked as the last thing before.
 ///
 /// # Errors
-/// The mode can't work on this interface. What was found is as it was.
+/// The mode can't work on this interface, or it is no go. What was found is as it was, and
+/// where nothing was, nothing is.
 pub async fn load_and_attach(
     config: &Config,
     tables: &Tables,
     interface: &Interface,
     trunk: &Trunk,
     found: Option<&Found>,
+    go: impl Fn() -> Result<()>,
 ) -> Result<(Datapath, Attachment)> {
     check_interface(config.mode, interface).await?;
     let hooks = match (hooks(config.mode, interface), found) {
@@ -61,19 +64,22 @@ pub async fn load_and_attach(
         // A program for a card is loaded onto it.
         let mut at_interface = *hook == Hook::Offload;
         let attempt = Datapath::load_after(old, tables, &settings).and_then(|mut datapath| {
-            at_interface = true;
             datapath.write_interface(interface.mac, interface.mtu)?;
+            if old.is_some() {
+                write_tables_of_before(&datapath, tables)?;
+            }
+            let program = Held::of(&datapath)?;
+            go()?;
+            at_interface = true;
             pins.add(&datapath);
-            put_on(&datapath, interface, *hook, found)
+            put_on(&program, interface, *hook, found)
                 .inspect_err(|_| pins.keep(found.map(|found| found.id)))?;
-            Ok(datapath)
+            Ok((datapath, program))
         });
         match attempt {
-            Ok(datapath) => {
-                let stays = found.is_some();
-                let attachment = Attachment::new(interface, &datapath, *hook, pins, stays)?;
-
-                go_on(&datapath, old, tables)?;
+            Ok((datapath, program)) => {
+                pins.keep(Some(program.id()));
+                let attachment = Attachment::new(interface, program, *hook, pins);
                 return Ok((datapath, attachment));
             }
             Err(error) if index + 1 < hooks.len() => {
@@ -100,11 +106,11 @@ pub fn tidy_pins() {
     }
 }
 
-/// A dead daemon may have left a look-up table behind its backends' state.
-fn go_on(datapath: &Datapath, old: Option<&Maps>, tables: &Tables) -> Result<()> {
-    let Some(old) = old else { return Ok(()) };
-    datapath.count_on(old, &tables.recycled)?;
-    datapath.write_maglevs(tables, &Vec::from_iter(0..tables.services.len()))
+/// A dead daemon may have left a look-up table that is kept behind its backends' state.
+fn write_tables_of_before(datapath: &Datapath, tables: &Tables) -> Result<()> {
+    let all = 0..tables.services.len();
+    let kept = all.filter(|index| !tables.services[*index].fresh);
+    datapath.write_maglevs(tables, &Vec::from_iter(kept))
 }
 
 /// What a running daemon has handed over.
@@ -152,18 +158,13 @@ pub fn find(interface: &Interface) -> Result<Option<Found>> {
 }
 
 /// Attaches, in the place of what was found there, if anything.
-fn put_on(
-    datapath: &Datapath,
-    interface: &Interface,
-    hook: Hook,
-    found: Option<&Found>,
-) -> Result<()> {
+fn put_on(program: &Held, interface: &Interface, hook: Hook, found: Option<&Found>) -> Result<()> {
+    let index = interface.index;
     let Some(found) = found else {
-        return datapath.attach(interface.index, hook);
+        return datapath::attach_fd(index, program.fd(), hook);
     };
-    let program = datapath.program_fd()?;
     if found.hook == hook {
-        return datapath::replace_fd(interface.index, program.as_fd(), found.program(), hook);
+        return datapath::replace_fd(index, program.fd(), found.program(), hook);
     }
     tracing::warn!(
         "{}: from {} to {} mode: flows are kept, but packets that come in between go to the host, \
@@ -172,9 +173,9 @@ fn put_on(
         found.hook.name(),
         hook.name()
     );
-    datapath::detach_fd(interface.index, found.program(), found.hook)?;
-    datapath.attach(interface.index, hook).inspect_err(|_| {
-        if let Err(error) = datapath::attach_fd(interface.index, found.program(), found.hook) {
+    datapath::detach_fd(index, found.program(), found.hook)?;
+    datapath::attach_fd(index, program.fd(), hook).inspect_err(|_| {
+        if let Err(error) = datapath::attach_fd(index, found.program(), found.hook) {
             tracing::error!("putting program {} back: {error:#}", found.id);
         }
     })

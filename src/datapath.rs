@@ -21,7 +21,9 @@ use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{Program, ProgramInput, ProgramMut};
 
 pub use found::Found;
-pub use hook::{Attached, Hook, attach_fd, attached, detach_fd, replace_fd};
+pub use hook::{
+    Attached, Hook, Undecided, attach_fd, attached, attached_id, detach_fd, is_gone, replace_fd,
+};
 pub use host::{cpus, jiffies_now, knows_several_buffers, tick};
 pub use maps::Maps;
 pub use pins::{Pins, remove_pins_of_gone};
@@ -342,6 +344,11 @@ impl Datapath {
         let bss = self.skeleton.maps.bss_data.as_ref();
         self.swept_whole = bss.is_some_and(|bss| bss.unnoted == 0);
         self.has_swept()
+    }
+
+    /// What is left of it when another one has its place: its counts.
+    pub fn into_maps(self) -> Maps {
+        self.maps
     }
 
     /// The program that packets meet.

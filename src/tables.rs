@@ -7,6 +7,7 @@ mod groups;
 mod listeners;
 mod notes;
 mod parts;
+mod plan;
 mod records;
 mod size;
 mod sources;
@@ -25,11 +26,12 @@ pub use groups::{Change, changes, groups, leads_to};
 pub use listeners::Listeners;
 pub use notes::Notes;
 pub use parts::{BackendTable, Path, ServiceTable, SourceTable, Tenure};
+pub use plan::{Plan, World};
 pub use size::with_room;
 
 /// The contents of the maps. What an index stands for stays so while flows may
 /// have it; backends count from 1.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Tables {
     pub vips: Vec<IpAddr>,
     pub sources: Vec<SourceTable>,

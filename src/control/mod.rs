@@ -15,6 +15,7 @@ use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -126,12 +127,10 @@ impl Caller {
 pub struct Control {
     /// The name that the socket has.
     interface: String,
-    /// The name that it should have, but that another daemon has.
-    refused: String,
-    listener: UnixListener,
+    listener: Arc<tokio::net::UnixListener>,
     sender: mpsc::Sender<(Request, Caller)>,
     calls: mpsc::Receiver<(Request, Caller)>,
-    accepting: JoinHandle<()>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Control {
@@ -151,20 +150,20 @@ impl Control {
 
     /// The same, and serves it.
     pub fn listen(interface: &str) -> Result<Control> {
-        Control::on(interface, Control::bind(interface)?)
+        let mut control = Control::on(interface, Control::bind(interface)?)?;
+        control.go_on();
+        Ok(control)
     }
 
-    /// Serves a socket that has the interface's name already.
+    /// Serves a socket that has the interface's name already, once it is told to go on.
     pub fn on(interface: &str, listener: UnixListener) -> Result<Control> {
         let (sender, calls) = mpsc::channel(16);
-        let accepting = accept(&listener, &sender)?;
         Ok(Control {
             interface: interface.to_owned(),
-            refused: String::new(),
-            listener,
+            listener: served(listener)?,
             sender,
             calls,
-            accepting,
+            accepting: None,
         })
     }
 
@@ -173,56 +172,62 @@ impl Control {
         self.calls.recv().await
     }
 
-    /// Lets clients wait: they are the next daemon's, or come when this one goes on.
-    pub fn pause(&self) -> Result<OwnedFd> {
-        self.accepting.abort();
+    /// Another handle of the socket, for who is to have it next.
+    pub fn descriptor(&self) -> Result<OwnedFd> {
         let listener = self.listener.as_fd().try_clone_to_owned();
         listener.context("handing over the control socket")
     }
 
-    pub fn go_on(&mut self) -> Result<()> {
-        self.accepting = accept(&self.listener, &self.sender)?;
-        Ok(())
+    /// Lets clients wait: they are the next daemon's, or come when this one goes on.
+    pub fn pause(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+        }
+    }
+
+    pub fn go_on(&mut self) {
+        self.pause();
+        self.accepting = Some(accept(self.listener.clone(), self.sender.clone()));
     }
 
     /// Takes the name that the interface has now, if it has another one.
     ///
     /// # Errors
-    /// Another daemon holds that, which is told once. To be called again.
+    /// Another daemon holds that: clients still get here by the one before. To be called
+    /// again.
     pub fn follow(&mut self, interface: &str) -> Result<()> {
         if interface == self.interface {
             return Ok(());
         }
-        let listener = match Control::bind(interface) {
-            Err(_) if interface == self.refused => return Ok(()),
-            bound => {
-                self.refused = interface.to_owned();
-                bound.with_context(|| format!("clients still get here by {}", self.interface))?
-            }
-        };
-        let accepting = accept(&listener, &self.sender)?;
-        self.accepting.abort();
-        (self.listener, self.accepting) = (listener, accepting);
-        self.interface = mem::take(&mut self.refused);
+        let listener = Control::bind(interface).and_then(served);
+        self.listener =
+            listener.with_context(|| format!("clients still get here by {}", self.interface))?;
+        self.interface = interface.to_owned();
+        self.go_on();
         Ok(())
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.pause();
     }
+}
+
+fn served(listener: UnixListener) -> Result<Arc<tokio::net::UnixListener>> {
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixListener::from_std(listener))
+        .map(Arc::new)
+        .context("serving the control socket")
 }
 
 /// Accepts clients on a task of its own.
 fn accept(
-    listener: &UnixListener,
-    calls: &mpsc::Sender<(Request, Caller)>,
-) -> Result<JoinHandle<()>> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
-    let calls = calls.clone();
-    Ok(tokio::spawn(async move {
+    listener: Arc<tokio::net::UnixListener>,
+    calls: mpsc::Sender<(Request, Caller)>,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
@@ -233,7 +238,7 @@ fn accept(
                 }
             }
         }
-    }))
+    })
 }
 
 /// One client's conversation; its end drops `end`.

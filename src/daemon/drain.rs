@@ -22,12 +22,12 @@ impl Daemon {
         drains: bool,
     ) -> Result<String> {
         let indexes = self.find(backend, service)?;
+        let counters = self.datapath.counters(self.tables.backends.len())?;
         self.apply(|tables| {
             for index in &indexes {
                 tables.backends[index - 1].condition.drained = drains;
             }
-        })?;
-        let counters = self.datapath.counters(self.tables.backends.len())?;
+        });
         let mut done = String::new();
         for index in indexes {
             let table = &self.tables.backends[index - 1];
@@ -50,6 +50,9 @@ impl Daemon {
                     self.service_name(table)
                 );
             }
+        }
+        if !self.unwritten.is_empty() {
+            done += "warning: the maps can't be written now: it counts from when they can\n";
         }
         Ok(done)
     }

@@ -9,19 +9,26 @@ mod report;
 mod routes;
 mod sources;
 mod start;
+mod succession;
+mod troubles;
 mod update;
+mod world;
 
 pub use start::{Manner, run};
+use succession::{Counts, Successor};
+use troubles::Troubles;
+use update::Unwritten;
 pub use update::now_s;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::attach::{Attachment, Look};
+use crate::attach::Attachment;
 use crate::config::Input;
 use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::Datapath;
@@ -38,8 +45,10 @@ const SETTLE_DEADLINE: Duration = Duration::from_millis(1300);
 const CHECKS_DEADLINE: Duration = Duration::from_millis(500);
 /// How long another daemon may take to take over.
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
-/// How often flows whose time is over are ended in silence.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it asks whether that one has, if it could not ask.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// How often flows whose time is over are ended in silence, and all is looked after.
+const TICK: Duration = Duration::from_secs(1);
 
 struct Signals {
     interrupt: Signal,
@@ -68,111 +77,160 @@ enum End {
 
 struct Daemon {
     started: Instant,
-    program_id: u32,
     input: Input,
     config: Config,
     tables: Tables,
-    // Detached before the maps go.
     attachment: Attachment,
     datapath: Datapath,
     interface: Interface,
     trunk: Trunk,
     neighbours: Neighbours,
     checks: Checks,
+    /// What the program before has counted.
+    owed: Option<Counts>,
+    /// What may have the program's place.
+    undecided: Option<Box<Successor>>,
+    unwritten: Unwritten,
+    troubles: Troubles,
     /// The interface is gone.
     absent: bool,
+    /// The neighbours are not followed any more.
+    deaf: bool,
+    /// Another daemon has got all that it needs to take over.
+    handed_over: bool,
+    /// It has its program in the place of ours.
+    taken_over: bool,
     /// The host has none of the flows' sources any more.
     stranded: bool,
     /// Sources that the routes name no more, but that the host still has.
     kept_sources: BTreeSet<IpAddr>,
-    /// What keeps the program from its place, as it was told.
-    trouble: Option<String>,
 }
 
 impl Daemon {
-    async fn serve(&mut self, mut control: Control, mut signals: Signals) -> Result<End> {
-        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Serves until it is told to end: no error does that. Each is told, costs what it
+    /// kept from being done, and that is tried again.
+    async fn serve(&mut self, mut control: Control, mut signals: Signals) -> End {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::as_asked();
-        loop {
-            if let Err(error) = control.follow(&self.interface.name) {
-                tracing::warn!("{error:#}");
-            }
+        control.go_on();
+        while !self.taken_over {
+            let followed = control.follow(&self.interface.name);
+            self.troubles.note("taking the interface's name", followed);
             tokio::select! {
-                _ = signals.interrupt.recv() => return Ok(End::Signal),
-                _ = signals.terminate.recv() => return Ok(End::Signal),
+                _ = signals.interrupt.recv() => return End::Signal,
+                _ = signals.terminate.recv() => return End::Signal,
                 _ = signals.hangup.recv() => drop(self.reload().await),
-                changed = self.neighbours.changed(), if !self.absent => {
-                    match changed {
-                        Ok(()) => {
-                            self.look_after().await?;
-                            self.look_at_sources().await?;
-                        }
-                        Err(error) => self.leave(&error.to_string()),
-                    }
-                    self.apply(|_| ())?;
+                changed = self.neighbours.changed(), if !self.absent && !self.deaf => {
+                    self.deaf = changed.is_err();
+                    self.look_after().await;
+                    self.look_at_sources().await;
+                    self.apply(|_| ());
                 }
-                () = self.checks.changed() => self.apply(|_| ())?,
-                Some((request, caller)) = control.call() => match request {
-                    Request::Stop => return Ok(End::Stop(caller)),
-                    Request::Maps => {
-                        let descriptors = self.datapath.descriptors()?;
-                        caller.answer_with(descriptors);
+                () = self.checks.changed() => self.apply(|_| ()),
+                Some((request, caller)) = control.call() => {
+                    if let Some(end) = self.answer(&mut control, request, caller).await {
+                        return end;
                     }
-                    Request::TakeOver => {
-                        if self.hand_over(&mut control, caller).await? {
-                            return Ok(End::TakenOver);
-                        }
-                    }
-                    Request::Reload => {
-                        let response = match self.reload().await {
-                            Ok(change) => Response::Reloaded(change),
-                            Err(error) => Response::Error(format!("{error:#}")),
-                        };
-                        drop(caller.answer(response));
-                    }
-                    Request::Drain { backend, service, drains } => {
-                        let response = match self.drain(&backend, service.as_deref(), drains) {
-                            Ok(done) => Response::Done(done),
-                            Err(error) => Response::Error(format!("{error:#}")),
-                        };
-                        drop(caller.answer(response));
-                    }
-                    Request::Status => {
-                        let response = match self.status() {
-                            Ok(status) => Response::Status(Box::new(status)),
-                            Err(error) => Response::Error(format!("{error:#}")),
-                        };
-                        drop(caller.answer(response));
-                    }
-                },
+                }
                 () = watchdog.due() => manager::alive(),
-                _ = sweep.tick() => {
-                    self.look_after().await?;
-                    self.move_sources().await?;
-                    if self.tables.drain_is_due(now_s()?) {
-                        self.apply(|_| ())?;
-                    }
-                    self.datapath.sweep()?;
-                }
+                _ = tick.tick() => self.keep_up().await,
             }
         }
+        End::TakenOver
     }
 
-    /// Hands everything over and waits. Returns whether another program has taken the
-    /// place of ours; else this daemon goes on, and so do the maps.
-    async fn hand_over(&self, control: &mut Control, caller: Caller) -> Result<bool> {
-        tracing::info!("{}: another xdp-proxy takes over", self.interface.name);
-        let mut descriptors = vec![control.pause()?, self.datapath.program_fd()?];
+    /// What is to be done again and again, that which failed among it.
+    async fn keep_up(&mut self) {
+        self.look_after().await;
+        self.move_sources().await;
+        let now_s = self.troubles.note("reading the clock", now_s());
+        if !self.unwritten.is_empty() || now_s.is_some_and(|now| self.tables.drain_is_due(now)) {
+            self.apply(|_| ());
+        }
+        self.pay();
+        self.sweep();
+    }
+
+    /// Ends the flows whose time is over.
+    fn sweep(&mut self) {
+        let swept = self.datapath.sweep();
+        self.troubles.note("sweeping the flow table", swept);
+    }
+
+    async fn answer(
+        &mut self,
+        control: &mut Control,
+        request: Request,
+        caller: Caller,
+    ) -> Option<End> {
+        let response = match request {
+            Request::Stop => return Some(End::Stop(caller)),
+            Request::Maps => match self.datapath.descriptors() {
+                Ok(descriptors) => {
+                    caller.answer_with(descriptors);
+                    return None;
+                }
+                Err(error) => Err(error),
+            },
+            Request::TakeOver => match self.descriptors(control) {
+                Ok(descriptors) => {
+                    self.hand_over(control, caller, descriptors).await;
+                    return None;
+                }
+                Err(error) => Err(error),
+            },
+            Request::Reload => self.reload().await.map(Response::Reloaded),
+            Request::Drain {
+                backend,
+                service,
+                drains,
+            } => self
+                .drain(&backend, service.as_deref(), drains)
+                .map(Response::Done),
+            Request::Status => self
+                .status()
+                .map(|status| Response::Status(Box::new(status))),
+        };
+        let response = response.unwrap_or_else(|error| Response::Error(format!("{error:#}")));
+        drop(caller.answer(response));
+        None
+    }
+
+    /// All that another daemon needs to take over.
+    fn descriptors(&self, control: &Control) -> Result<Vec<OwnedFd>> {
+        let mut descriptors = vec![control.descriptor()?, self.datapath.program_fd()?];
         descriptors.extend(self.datapath.descriptors()?);
+        Ok(descriptors)
+    }
+
+    /// Hands everything over and waits until the other one has taken the place of this
+    /// one's program, or has given up; else this daemon goes on, and so do the maps.
+    async fn hand_over(
+        &mut self,
+        control: &mut Control,
+        caller: Caller,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        tracing::info!("{}: another xdp-proxy takes over", self.interface.name);
+        control.pause();
+        self.handed_over = true;
         // Meanwhile nobody else writes to the maps.
         let _ = tokio::time::timeout(HAND_OVER_DEADLINE, caller.hand_over(descriptors)).await;
-        if let Look::Other(_) = self.attachment.look() {
-            return Ok(true);
+        let asking = Instant::now();
+        loop {
+            self.look_after().await;
+            // Which of the two serves, the interface alone knows.
+            if !self.handed_over || asking.elapsed() > HAND_OVER_DEADLINE {
+                break;
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        if self.taken_over {
+            return;
         }
         tracing::warn!("{}: it did not, and this one goes on", self.interface.name);
-        control.go_on()?;
-        Ok(false)
+        control.go_on();
     }
 
     /// The indexes of the backends of the service at a place of the configuration.

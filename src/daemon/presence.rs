@@ -8,89 +8,125 @@ use anyhow::Result;
 use super::routes::{addresses_with_flows, backend_addresses, vips};
 use super::{Daemon, SETTLE_DEADLINE};
 use crate::attach::{self, Look};
-use crate::neighbour::{self, Neighbours};
+use crate::neighbour::{self, Interface, Neighbours};
+use crate::service::Config;
 use crate::vlan::Trunk;
+
+/// What is complained of here.
+const PRESENCE: &str = "the program on its interface";
+const ASKING: &str = "asking what is attached";
+const FOLLOWING: &str = "following the neighbours";
 
 impl Daemon {
     /// Looks whether the program is where it should be, and brings it back if it can.
-    pub(super) async fn look_after(&mut self) -> Result<()> {
+    pub(super) async fn look_after(&mut self) {
         if self.absent {
-            self.return_to_interface().await?;
-            return Ok(());
+            self.return_to_interface().await;
+            return;
         }
-        match self.attachment.look() {
-            Look::Ours => self.trouble = None,
-            Look::Gone => self.leave("its index is nobody's any more"),
-            Look::Nothing => match self.attachment.attach_again(&self.datapath) {
+        let look = self.look();
+        if !matches!(look, Look::Unknown(_)) {
+            self.troubles.end(ASKING);
+            let other = matches!(&look, Look::Other(other) if other.may_be_ours());
+            self.taken_over |= self.handed_over && other;
+            self.handed_over = false;
+        }
+        if self.taken_over {
+            return;
+        }
+        match look {
+            Look::Ours => self.troubles.forget(PRESENCE),
+            Look::Gone => self.leave(),
+            Look::Nothing => match self.come_back() {
                 Ok(()) => {
-                    self.trouble = None;
+                    self.troubles.forget(PRESENCE);
                     tracing::warn!(
                         "{}: somebody detached program {}: attached again, its flows are kept",
                         self.interface.name,
-                        self.program_id
+                        self.attachment.program_id()
                     );
                 }
-                Err(error) => self.complain(format!(
-                    "{}: nothing is balanced: attaching program {} again: {error:#}",
-                    self.interface.name, self.program_id
-                )),
+                // An interface that is deleted loses its program first.
+                Err(_) if matches!(self.look(), Look::Gone) => self.leave(),
+                Err(error) => self.troubles.complain(
+                    PRESENCE,
+                    format!(
+                        "{}: nothing is balanced: attaching program {} again: {error:#}",
+                        self.interface.name,
+                        self.attachment.program_id()
+                    ),
+                ),
             },
             Look::Other(other) => {
-                self.complain(format!("nothing is balanced: {other}; flows are kept"));
+                let words = format!("nothing is balanced: {other}; flows are kept");
+                self.troubles.complain(PRESENCE, words);
             }
+            // What was known last may be so still.
+            Look::Unknown(error) => drop(self.troubles.note(ASKING, Err::<(), _>(error))),
         }
-        Ok(())
+        if self.deaf && !self.absent {
+            self.listen_again().await;
+        }
     }
 
     /// The interface is not there any more.
-    pub(super) fn leave(&mut self, why: &str) {
+    fn leave(&mut self) {
         self.absent = true;
         attach::tidy_pins();
-        self.complain(format!(
-            "{} is gone ({why}): waiting for it, and nothing is balanced meanwhile; flows are kept",
+        let words = format!(
+            "{} is gone (its index is nobody's any more): waiting for it, and nothing is balanced \
+             meanwhile; flows are kept",
             self.interface.name
-        ));
+        );
+        self.troubles.complain(PRESENCE, words);
     }
 
-    async fn return_to_interface(&mut self) -> Result<()> {
+    async fn return_to_interface(&mut self) {
         let Ok(interface) = neighbour::interface(&self.interface.name).await else {
-            return Ok(());
+            return;
         };
-        let counters = self.datapath.counters(self.tables.backends.len())?;
-        let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
-        let mut addresses = backend_addresses(&self.config);
-        addresses.extend(addresses_with_flows(&self.tables, has_flows));
-        let moved = async {
-            let neighbours = Neighbours::follow(&interface, addresses, vips(&self.config)).await?;
+        let name = interface.name.clone();
+        let returned = async {
+            let neighbours = self.follow_neighbours(&interface, &self.config).await?;
             let trunk = Trunk::look(&interface).await?;
-            self.datapath
-                .write_interface(interface.mac, interface.mtu)?;
-            self.attachment.move_to(&interface, &self.datapath)?;
-            anyhow::Ok((neighbours, trunk))
+            self.come_to(interface, trunk, neighbours)
         };
-        let (mut neighbours, trunk) = match moved.await {
-            Ok(moved) => moved,
-            Err(error) => {
-                self.complain(format!("{} is not what it was: {error:#}", interface.name));
-                return Ok(());
-            }
+        if let Err(error) = returned.await {
+            let words = format!("{name} is not what it was: {error:#}");
+            self.troubles.complain(PRESENCE, words);
+            return;
+        }
+        self.neighbours.settle(SETTLE_DEADLINE).await;
+        self.troubles.forget(PRESENCE);
+        tracing::warn!(
+            "{name} is back: program {} attached again, its flows are kept",
+            self.attachment.program_id()
+        );
+        self.apply(|_| ());
+    }
+
+    /// Follows the neighbours again, on the interface that is there as before.
+    async fn listen_again(&mut self) {
+        let followed = self.follow_neighbours(&self.interface, &self.config).await;
+        let Some(mut neighbours) = self.troubles.note(FOLLOWING, followed) else {
+            return;
         };
         neighbours.settle(SETTLE_DEADLINE).await;
-        (self.neighbours, self.trunk) = (neighbours, trunk);
-        (self.absent, self.trouble) = (false, None);
-        tracing::warn!(
-            "{} is back: program {} attached again, its flows are kept",
-            interface.name,
-            self.program_id
-        );
-        self.apply(|_| ())
+        (self.neighbours, self.deaf) = (neighbours, false);
+        self.apply(|_| ());
     }
 
-    /// Says what is wrong, once.
-    fn complain(&mut self, trouble: String) {
-        if self.trouble.as_ref() != Some(&trouble) {
-            tracing::error!("{trouble}");
-            self.trouble = Some(trouble);
-        }
+    /// How backends are reached: those of a configuration, and those that flows are with.
+    pub(super) async fn follow_neighbours(
+        &self,
+        interface: &Interface,
+        config: &Config,
+    ) -> Result<Neighbours> {
+        let busy = self.before().backends_with_flows()?;
+        let mut addresses = backend_addresses(config);
+        addresses.extend(addresses_with_flows(&self.tables, |index| {
+            busy.contains(&index)
+        }));
+        Neighbours::follow(interface, addresses, vips(config)).await
     }
 }

@@ -9,16 +9,15 @@ use anyhow::{Result, bail};
 use nix::libc::malloc_trim;
 use nix::unistd::{AccessFlags, access};
 
-use super::routes::{addresses_with_flows, backend_addresses, path_of, reach_of, vips};
-use super::sources::leave_sources;
-use super::update::now_s;
-use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE};
+use super::routes::held_vip;
+use super::world::Surroundings;
+use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE, succession};
 use crate::config::{self, HostPorts};
-use crate::datapath;
-use crate::health::{Plan, Target};
+use crate::datapath::Undecided;
+use crate::health::{self, Target};
 use crate::manager;
-use crate::neighbour::Neighbours;
 use crate::service::{Backend, Config, Listen, Service};
+use crate::tables::Plan;
 use crate::vlan::Trunk;
 
 impl Daemon {
@@ -34,6 +33,9 @@ impl Daemon {
         match &reloaded {
             Ok(change) => {
                 tracing::info!("reloaded in {} ms: {change}", started.elapsed().as_millis());
+            }
+            Err(error) if error.is::<Undecided>() => {
+                tracing::error!("whether it is reloaded will turn out: {error:#}");
             }
             Err(error) => tracing::error!("not reloaded, nothing was changed: {error:#}"),
         }
@@ -62,7 +64,7 @@ impl Daemon {
             bail!("it was started with --listen and --backend: there is no file to read again");
         }
         let config = config::reload(&self.input, &HostPorts::read()?)?;
-        let plan = Plan::new(&config)?;
+        let plan = health::Plan::new(&config)?;
         let fixed = [
             ("interface", config.interface == self.config.interface),
             ("mode", config.mode == self.config.mode),
@@ -71,7 +73,7 @@ impl Daemon {
             bail!("{key} can't be changed while it runs: start again");
         }
 
-        self.look_after().await?;
+        self.look_after().await;
         if self.absent {
             bail!(
                 "{0} is gone: reload again once it is back, or end what waits for it with \
@@ -79,11 +81,7 @@ impl Daemon {
                 self.interface.name
             );
         }
-        let counters = self.datapath.counters(self.tables.backends.len())?;
-        let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
-        let mut addresses = backend_addresses(&config);
-        addresses.extend(addresses_with_flows(&self.tables, has_flows));
-        let mut neighbours = Neighbours::follow(&self.interface, addresses, vips(&config)).await?;
+        let mut neighbours = self.follow_neighbours(&self.interface, &config).await?;
         let known = |target: &Target| self.checks.health(target).unwrap_or_default();
         let checks = self.checks.followed_by(plan, known);
         tokio::join!(
@@ -91,37 +89,23 @@ impl Daemon {
             checks.settle(CHECKS_DEADLINE)
         );
         let trunk = Trunk::look(&self.interface).await?;
-        let needs_earlier = |source| self.datapath.needs_earlier(source);
-        self.tables.forget_earlier(needs_earlier)?;
-        let mut tables = self.tables.followed_by(
-            &config,
-            datapath::tick()?,
-            |address| path_of(reach_of(&neighbours, &trunk, address)),
-            has_flows,
-        )?;
-        let ended = leave_sources(&mut tables, &self.tables, &self.datapath).await?;
-        tables.set_held(&neighbours.held());
-        tables.take_health(now_s()?, |target| checks.health(target));
-        tables.drain(now_s()?);
-        tables.place_services(&self.tables, &config, datapath::tick()?);
-
-        let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
-        let interface = neighbours.interface();
-        datapath.write_interface(interface.mac, interface.mtu)?;
-        self.attachment.replace(&datapath)?;
-        datapath.count_on(&self.datapath, &tables.recycled)?;
-        datapath.sweep()?;
-        let change = [difference(&self.config, &config)].into_iter().chain(ended);
-        let change = change.collect::<Vec<_>>().join("; ");
-        self.program_id = datapath.program_id()?;
-        self.datapath = datapath;
-        (self.config, self.tables) = (config, tables);
-        (self.interface, self.trunk, self.neighbours) = (interface, trunk, neighbours);
-        self.checks = checks;
-        self.report_foreign_sources().await?;
-        self.report_deaf_checks()?;
-        self.report_unreachable();
-        self.report_vlan_faults().await?;
+        let default_source = held_vip(&config, &self.interface).await?;
+        let surroundings = Surroundings {
+            interface: self.interface.clone(),
+            trunk,
+            neighbours,
+            checks,
+        };
+        let informants = surroundings.informants();
+        let Plan { tables, notices } =
+            succession::plan(&config, informants, self.before(), default_source).await?;
+        let change = [difference(&self.config, &config)]
+            .into_iter()
+            .chain(notices)
+            .collect::<Vec<_>>()
+            .join("; ");
+        self.follow(config, tables, Some(surroundings))?;
+        self.report().await;
         Ok(change)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::Daemon;
 use super::routes::{reach_of, vips};
@@ -21,14 +21,25 @@ use crate::tables::{BackendTable, Tenure};
 
 impl Daemon {
     /// The one line on stdout, and the same for the service manager.
-    pub(super) fn announce(&self) -> Result<()> {
+    pub(super) fn announce(&self) {
         let summary = self.summary();
         let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "ready: {summary}")
-            .and_then(|()| stdout.flush())
-            .context("writing to stdout")?;
+        if let Err(error) = writeln!(stdout, "ready: {summary}").and_then(|()| stdout.flush()) {
+            tracing::warn!("writing to stdout that it is ready: {error}");
+        }
         manager::ready(&summary);
-        Ok(())
+    }
+
+    /// Warns of what is amiss around what is served. It is served, whatever these find, so
+    /// that what they can't find out is a warning too.
+    pub(super) async fn report(&self) {
+        let foreign = self.report_foreign_sources().await;
+        let deaf = self.report_deaf_checks();
+        self.report_unreachable();
+        let vlan = self.report_vlan_faults().await;
+        for error in [foreign, deaf, vlan].into_iter().filter_map(Result::err) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     /// "eth0 (generic) 192.0.2.1:80/tcp -> 2 backends"
@@ -57,7 +68,7 @@ impl Daemon {
     }
 
     /// Nobody answers ARP for an address that no interface has.
-    pub(super) async fn report_foreign_sources(&self) -> Result<()> {
+    async fn report_foreign_sources(&self) -> Result<()> {
         let services = self.config.services.iter();
         let sources: BTreeSet<IpAddr> = services.flat_map(|s| s.source.iter().copied()).collect();
         for source in sources {
@@ -75,7 +86,7 @@ impl Daemon {
 
     /// Warns of checks whose answers a service on several ports would take, since they
     /// leave from its VIP.
-    pub(super) fn report_deaf_checks(&self) -> Result<()> {
+    fn report_deaf_checks(&self) -> Result<()> {
         let local = HostPorts::read()?.local;
         let services = self.config.services.iter();
         let takers: Vec<&Service> = services
@@ -113,7 +124,7 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn report_unreachable(&self) {
+    fn report_unreachable(&self) {
         for backend in self
             .tables
             .backends
@@ -129,7 +140,7 @@ impl Daemon {
     }
 
     /// Warns where the program does not see the tags that it would have to change.
-    pub(super) async fn report_vlan_faults(&self) -> Result<()> {
+    async fn report_vlan_faults(&self) -> Result<()> {
         let hook = self.attachment.hook();
         let mut faults = BTreeSet::new();
         let mut tags_of_vip = HashMap::new();
@@ -161,7 +172,7 @@ impl Daemon {
         Ok(Status {
             interface: self.interface.name.clone(),
             mode: self.attachment.hook().name().into(),
-            program_id: self.program_id,
+            program_id: self.attachment.program_id(),
             pid: Some(std::process::id()),
             uptime_seconds: Some(self.started.elapsed().as_secs()),
             flows_capacity: self.tables.capacity() as u64,

@@ -7,52 +7,20 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
-use super::Daemon;
-use super::routes::{path_of, reach_of};
-use super::update::now_s;
-use crate::datapath::{self, Maps};
+use super::{Daemon, succession};
 use crate::neighbour;
-use crate::status::counted;
-use crate::tables::{Tables, Tenure};
-
-/// Gives up the sources that are configured no more, but for those that the host still
-/// has and flows come from. Returns what becomes of flows, in words.
-pub(super) async fn leave_sources(
-    tables: &mut Tables,
-    old: &Tables,
-    maps: &Maps,
-) -> Result<Vec<String>> {
-    let (mut given_up, mut lines) = (Vec::new(), Vec::new());
-    let of =
-        |flows: usize, address: IpAddr| format!("{} from {address}", counted(flows as u64, "flow"));
-    for (index, address) in tables.leaving_sources() {
-        let flows = maps.flows_from(index)?;
-        if flows > 0 && neighbour::is_held(address).await? {
-            if old.sources[index].tenure == Tenure::Configured {
-                lines.push(of(flows, address) + " kept, no new ones begin there");
-            }
-            continue;
-        }
-        given_up.push(index);
-        if flows > 0 {
-            lines.push(of(flows, address) + " ended, as the host has it no more");
-        }
-    }
-    for (index, source) in tables.sources_in_use().filter(|(_, source)| !source.fresh) {
-        if old.sources[index].ports != source.ports {
-            let flows = maps.flows_outside(index, &source.ports)?;
-            if flows > 0 {
-                lines.push(of(flows, source.address) + " ended, whose ports are its no more");
-            }
-        }
-    }
-    tables.give_up(&given_up)?;
-    Ok(lines)
-}
+use crate::tables::{Plan, Tables};
 
 impl Daemon {
-    /// Looks which sources the host still has, where the routes name others.
-    pub(super) async fn look_at_sources(&mut self) -> Result<()> {
+    /// Looks which sources the host still has, where the routes name others. Where it can't
+    /// be asked, what was known last stays.
+    pub(super) async fn look_at_sources(&mut self) {
+        let kept = self.sources_kept().await;
+        let kept = self.troubles.note("looking for the source addresses", kept);
+        self.kept_sources = kept.unwrap_or_else(|| std::mem::take(&mut self.kept_sources));
+    }
+
+    async fn sources_kept(&self) -> Result<BTreeSet<IpAddr>> {
         let mut kept = BTreeSet::new();
         if self.sources_moved() {
             for (_, source) in self.tables.sources_in_use() {
@@ -61,8 +29,7 @@ impl Daemon {
                 }
             }
         }
-        self.kept_sources = kept;
-        Ok(())
+        Ok(kept)
     }
 
     /// The routes name a source that has no ports.
@@ -75,55 +42,48 @@ impl Daemon {
 
     /// Where the host has no source address of the flows any more, and the routes name
     /// another, no backend's answer arrives: then new flows come from that.
-    pub(super) async fn move_sources(&mut self) -> Result<()> {
+    pub(super) async fn move_sources(&mut self) {
         if self.absent || !self.sources_moved() {
             self.stranded = false;
-            return Ok(());
+            return;
         }
-        let before = self.kept_sources.clone();
-        self.look_at_sources().await?;
-        if self.kept_sources != before {
-            self.apply(|_| ())?;
+        let kept = self.sources_kept().await;
+        let Some(kept) = (self.troubles).note("looking for the source addresses", kept) else {
+            return;
+        };
+        if kept != self.kept_sources {
+            self.kept_sources = kept;
+            self.apply(|_| ());
         }
         if !self.kept_sources.is_empty() {
             self.stranded = false;
-            return Ok(());
+            return;
         }
         // Addresses that go and come back are none of it.
         if !std::mem::replace(&mut self.stranded, true) {
-            return Ok(());
+            return;
         }
-        let counters = self.datapath.counters(self.tables.backends.len())?;
-        let mut tables = self.tables.followed_by(
-            &self.config,
-            datapath::tick()?,
-            |address| path_of(reach_of(&self.neighbours, &self.trunk, address)),
-            |index| counters.backends[index - 1].flows() > 0,
-        )?;
-        let ended = leave_sources(&mut tables, &self.tables, &self.datapath).await?;
-        tables.set_held(&self.neighbours.held());
-        tables.drain(now_s()?);
-        tables.place_services(&self.tables, &self.config, datapath::tick()?);
-        let mut datapath = self.datapath.successor(&tables, self.trunk.has_vlans)?;
-        datapath.write_interface(self.interface.mac, self.interface.mtu)?;
-        self.attachment.replace(&datapath)?;
-        datapath.count_on(&self.datapath, &tables.recycled)?;
+        let moved = self.try_to_move_sources().await;
+        self.troubles.note("changing the source addresses", moved);
+    }
+
+    async fn try_to_move_sources(&mut self) -> Result<()> {
         let listed = |tables: &Tables| {
             let sources = tables.sources_in_use();
             let sources: Vec<String> = sources.map(|(_, s)| s.address.to_string()).collect();
             sources.join(", ")
         };
+        let Plan { tables, notices } =
+            succession::plan(&self.config, self.informants(), self.before(), None).await?;
+        let (before, now) = (listed(&self.tables), listed(&tables));
+        self.follow(self.config.clone(), tables, None)?;
+        self.stranded = false;
         tracing::warn!(
-            "{}: the host has {} no more, so that no answer to their flows arrives: these end, and \
-             new ones come from {}",
+            "{}: the host has {before} no more, so that no answer to their flows arrives: these \
+             end, and new ones come from {now}",
             self.interface.name,
-            listed(&self.tables),
-            listed(&tables)
         );
-        ended.iter().for_each(|line| tracing::warn!("{line}"));
-        datapath.sweep()?;
-        self.program_id = datapath.program_id()?;
-        (self.datapath, self.tables, self.stranded) = (datapath, tables, false);
-        self.apply(|_| ())
+        notices.iter().for_each(|line| tracing::warn!("{line}"));
+        Ok(())
     }
 }

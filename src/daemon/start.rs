@@ -2,30 +2,25 @@
 //! From nothing, from what a dead daemon left, or from what a running one hands
 //! over, to the program attached; and the end.
 
-use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use super::routes::{
-    addresses_with_flows, backend_addresses, choose_interface, held_vip, path_of, reach_of, vips,
-};
-use super::sources::leave_sources;
-use super::update::now_s;
-use super::{CHECKS_DEADLINE, Daemon, End, SETTLE_DEADLINE, Signals};
+use super::routes::{addresses_with_flows, backend_addresses, choose_interface, held_vip, vips};
+use super::world::{Before, Surroundings};
+use super::{CHECKS_DEADLINE, Daemon, End, SETTLE_DEADLINE, Signals, succession};
 use crate::attach;
 use crate::config::Input;
 use crate::control::{Control, Handover, Predecessor, Response};
-use crate::datapath::{self, Found};
-use crate::health::{Checks, Plan};
+use crate::datapath::Found;
+use crate::health::{self, Checks};
 use crate::manager;
 use crate::neighbour::{Interface, Neighbours};
 use crate::privilege;
 use crate::service::Config;
-use crate::stats::{BackendCounters, Counters};
+use crate::stats::BackendCounters;
 use crate::status::counted;
-use crate::tables::{Path, Tables};
+use crate::tables::{Plan, Tables};
 use crate::vlan::Trunk;
 
 /// How the daemon begins and ends.
@@ -45,19 +40,23 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     privilege::check()?;
     let interface = choose_interface(&config).await?;
     let signals = Signals::new()?;
-    let plan = Plan::new(&config)?;
+    let plan = health::Plan::new(&config)?;
     let Place {
         listener,
         found,
         predecessor,
     } = Place::take(&interface, manner.takes_over)?;
-    let (old, counters) = match &found {
+    let old = match &found {
         Some(found) => recover(found, &interface)?,
-        None => Default::default(),
+        None => Tables::default(),
     };
-    let has_flows = |index: usize| counters.backends[index - 1].flows() > 0;
+    let before = Before {
+        tables: &old,
+        maps: found.as_ref().map(Found::maps).transpose()?,
+    };
+    let busy = before.backends_with_flows()?;
     let mut addresses = backend_addresses(&config);
-    addresses.extend(addresses_with_flows(&old, has_flows));
+    addresses.extend(addresses_with_flows(&old, |index| busy.contains(&index)));
     let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config)).await?;
     let known = old.health();
     let checks = Checks::begin(plan, |target| {
@@ -71,60 +70,33 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
 
     let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
-    let path_of = |address| {
-        let path = path_of(reach_of(&neighbours, &trunk, address));
-        Path {
-            source: path.source.or(default_source),
-            ..path
-        }
-    };
-    let mut tables = old.followed_by(&config, datapath::tick()?, path_of, has_flows)?;
-    let mut ended = Vec::new();
-    if let Some(found) = &found {
-        ended = leave_sources(&mut tables, &old, found.maps()?).await?;
-    }
-    tables.set_held(&neighbours.held());
-    tables.take_health(now_s()?, |target| checks.health(target));
-    tables.drain(now_s()?);
-    tables.place_services(&old, &config, datapath::tick()?);
-    if predecessor.as_ref().is_some_and(|other| !other.waits()) {
-        bail!("the daemon on {} has gone on by itself", interface.name);
-    }
-    let (datapath, attachment) =
-        attach::load_and_attach(&config, &tables, &interface, &trunk, found.as_ref()).await?;
-    let mut daemon = Daemon {
-        started: Instant::now(),
-        program_id: datapath.program_id()?,
-        input,
-        config,
-        tables,
-        datapath,
+    let control = Control::on(&interface.name, listener)?;
+    let surroundings = Surroundings {
         interface,
         trunk,
         neighbours,
         checks,
-        attachment,
-        absent: false,
-        stranded: false,
-        kept_sources: BTreeSet::new(),
-        trouble: None,
     };
-    if let Err(error) = daemon.get_ready().await {
-        if let Some(found) = &found {
-            daemon.attachment.give_back(found)?;
-        }
-        return Err(error);
-    }
-    daemon.attachment.settle();
-    attach::tidy_pins();
-    for line in ended {
-        tracing::warn!("{}: {line}", daemon.interface.name);
-    }
-    drop(found);
+    let informants = surroundings.informants();
+    let Plan { tables, notices } =
+        succession::plan(&config, informants, before, default_source).await?;
+    privilege::limit()?;
+    let name = surroundings.interface.name.clone();
+    let go = || match &predecessor {
+        Some(other) if !other.waits() => bail!("the daemon on {name} has gone on by itself"),
+        _ => Ok(()),
+    };
+    let mut daemon = Daemon::begin(input, config, tables, surroundings, found, go).await?;
     // Who waits for this goes now.
     drop(predecessor);
-    let control = Control::on(&daemon.interface.name, listener)?;
-    let end = daemon.serve(control, signals).await?;
+    attach::tidy_pins();
+    for line in notices {
+        tracing::warn!("{name}: {line}");
+    }
+    daemon.report().await;
+    daemon.report_unreadable();
+    daemon.announce();
+    let end = daemon.serve(control, signals).await;
     daemon.end(end, manner.persists).await
 }
 
@@ -168,10 +140,9 @@ impl Place {
 
 /// What the program that was there serves, as far as the configuration does not say
 /// otherwise.
-fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
+fn recover(found: &Found, interface: &Interface) -> Result<Tables> {
     let maps = found.maps()?;
-    let mut tables = maps.tables()?;
-    tables.forget_earlier(|source| maps.needs_earlier(source))?;
+    let tables = maps.tables()?;
     let counters = maps.counters(tables.backends.len())?;
     let flows: u64 = counters.backends.iter().map(BackendCounters::flows).sum();
     tracing::info!(
@@ -181,36 +152,30 @@ fn recover(found: &Found, interface: &Interface) -> Result<(Tables, Counters)> {
         maps.notes()?.version,
         counted(flows, "flow"),
     );
-    Ok((tables, counters))
+    Ok(tables)
 }
 
 impl Daemon {
-    /// All that can fail before traffic is served for good.
-    async fn get_ready(&mut self) -> Result<()> {
-        self.report_foreign_sources().await?;
-        self.report_deaf_checks()?;
-        self.report_unreachable();
-        self.report_vlan_faults().await?;
-        privilege::limit()?;
-        self.report_unreadable();
-        self.announce()
-    }
-
     async fn end(mut self, end: End, persists: bool) -> Result<()> {
         manager::stopping();
+        // What is undecided may turn out yet.
+        self.look();
+        let Daemon {
+            attachment,
+            interface,
+            ..
+        } = &self;
         match end {
             End::TakenOver => {
-                self.attachment.stay();
-                tracing::info!("{}: another xdp-proxy has taken over", self.interface.name);
+                tracing::info!("{}: another xdp-proxy has taken over", interface.name);
                 Ok(())
             }
-            End::Signal if persists && !self.absent => {
-                self.attachment.stay();
+            End::Signal if persists => {
                 tracing::info!(
                     "{0}: program {1} serves on: `xdp-proxy run` goes on with it, `xdp-proxy stop \
                      -i {0}` removes it",
-                    self.interface.name,
-                    self.program_id
+                    interface.name,
+                    attachment.program_id()
                 );
                 Ok(())
             }
@@ -221,7 +186,7 @@ impl Daemon {
                     Ok(()) => Response::Stopped,
                     Err(error) => Response::Error(format!("{error:#}")),
                 };
-                drop(self);
+                drop((self.datapath, self.owed));
                 caller.answer_and_wait(response).await;
                 detached
             }

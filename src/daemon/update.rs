@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::Daemon;
 use super::routes::path_of;
+use crate::datapath::Maps;
 use crate::manager;
 use crate::neighbour::DisplayMac;
 use crate::service::Health;
@@ -31,6 +32,61 @@ struct Standing {
     ends_flows: bool,
 }
 
+/// What the maps don't have yet of the tables.
+#[derive(Default)]
+pub(super) struct Unwritten {
+    /// Places of the hash table over addresses.
+    addresses: BTreeSet<usize>,
+    backends: BTreeSet<usize>,
+    /// Services whose look-up tables are others now.
+    services: BTreeSet<usize>,
+}
+
+impl Unwritten {
+    pub(super) fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.backends.is_empty() && self.services.is_empty()
+    }
+
+    /// These tables were written into maps of their own, but for look-up tables that the
+    /// program before had as well.
+    pub(super) fn follows(&mut self, tables: &Tables) {
+        self.addresses.clear();
+        self.backends.clear();
+        self.services.retain(|index| *index < tables.services.len());
+    }
+
+    /// Each by itself: one that can't be written keeps no other from it.
+    ///
+    /// # Errors
+    /// Some are left; the last one's reason.
+    fn write(&mut self, tables: &Tables, maps: &Maps) -> Result<()> {
+        let mut written = Ok(());
+        let mut is_left = |done: Result<()>| {
+            let failed = done.is_err();
+            if failed {
+                written = done;
+            }
+            failed
+        };
+        self.addresses
+            .retain(|place| is_left(maps.write_address(tables, *place)));
+        self.backends
+            .retain(|index| is_left(maps.write_backend(tables, *index)));
+        // No new flow may go by a record that is not there.
+        let waits = |service: &usize| {
+            let mut backends = tables.services[*service].backends.iter();
+            backends.any(|index| self.backends.contains(index) && tables.takes_flows(*index))
+        };
+        let ready = self.services.iter().filter(|service| !waits(service));
+        let ready = Vec::from_iter(ready.copied());
+        if !is_left(maps.write_maglevs(tables, &ready)) {
+            self.services
+                .retain(|service| ready.binary_search(service).is_err());
+        }
+        written
+    }
+}
+
 impl Daemon {
     fn standings(&self) -> Vec<Standing> {
         let standing = |index: usize| Standing {
@@ -43,9 +99,9 @@ impl Daemon {
     }
 
     /// Makes a change to the tables, takes in all other news, and brings the maps up
-    /// to it.
-    pub(super) fn apply(&mut self, change: impl FnOnce(&mut Tables)) -> Result<()> {
-        self.apply_interface()?;
+    /// to it: at once, or as soon as they can be written.
+    pub(super) fn apply(&mut self, change: impl FnOnce(&mut Tables)) {
+        self.apply_interface();
         let before = self.standings();
         let ignored = self.services_that_ignore_health();
         change(&mut self.tables);
@@ -55,11 +111,12 @@ impl Daemon {
                 self.tables.backends[index].path = self.path_now(table);
             }
         }
-        let now_s = now_s()?;
-        let checks = &self.checks;
-        self.tables
-            .take_health(now_s, |target| checks.health(target));
-        self.tables.drain(now_s);
+        if let Some(now_s) = self.troubles.note("reading the clock", now_s()) {
+            let checks = &self.checks;
+            self.tables
+                .take_health(now_s, |target| checks.health(target));
+            self.tables.drain(now_s);
+        }
 
         let after = self.standings();
         let mut services = BTreeSet::new();
@@ -67,19 +124,25 @@ impl Daemon {
             if old == new {
                 continue;
             }
-            self.datapath.write_backend(&self.tables, index)?;
+            self.unwritten.backends.insert(index);
             if old.takes_flows != new.takes_flows {
                 services.insert(self.tables.backends[index - 1].service);
             }
             self.tell(index, old, new);
         }
-        let changed = Vec::from_iter(services.iter().copied());
-        self.datapath.write_maglevs(&self.tables, &changed)?;
+        self.unwritten.services.extend(&services);
+        self.write();
         self.tell_of_services(&services, &ignored, &before, &after);
         if !services.is_empty() {
             manager::status(&self.summary());
         }
-        Ok(())
+    }
+
+    /// Writes into the maps what they don't have yet; what can't be written is for the
+    /// next time.
+    fn write(&mut self) {
+        let written = self.unwritten.write(&self.tables, &self.datapath);
+        self.troubles.note("writing into the maps", written);
     }
 
     /// The path to a backend by all that is known. Where the source that the routes name
@@ -99,11 +162,12 @@ impl Daemon {
         path
     }
 
-    fn apply_interface(&mut self) -> Result<()> {
+    fn apply_interface(&mut self) {
         let interface = self.neighbours.interface();
         if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
-            self.datapath
-                .write_interface(interface.mac, interface.mtu)?;
+            let written = self.datapath.write_interface(interface.mac, interface.mtu);
+            self.troubles
+                .note("telling the program the interface's MAC", written);
             tracing::info!(
                 "{}: MAC {}, MTU {}",
                 interface.name,
@@ -119,10 +183,8 @@ impl Daemon {
         self.interface = interface;
         self.checks.note_link(self.interface.up);
         self.checks.note_starved(&self.neighbours.starved());
-        for place in self.tables.set_held(&self.neighbours.held()) {
-            self.datapath.write_address(&self.tables, place)?;
-        }
-        Ok(())
+        let places = self.tables.set_held(&self.neighbours.held());
+        self.unwritten.addresses.extend(places);
     }
 
     fn services_that_ignore_health(&self) -> BTreeSet<usize> {

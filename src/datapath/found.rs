@@ -71,4 +71,9 @@ impl Found {
         self.maps.check_layout(abi::LAYOUT)?;
         Ok(&self.maps)
     }
+
+    /// What is left of it when another one has its place: its counts.
+    pub fn into_maps(self) -> Maps {
+        self.maps
+    }
 }

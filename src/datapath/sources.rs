@@ -3,11 +3,11 @@
 //! program's own; those of others are made here, and stand in two maps of maps. All of
 //! them go from one datapath to the next as they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::ProgramInput;
+use libbpf_rs::{ErrorKind, ProgramInput};
 
 use super::map::Map;
 use super::{Datapath, Maps};
@@ -59,24 +59,15 @@ impl Maps {
         self.named(&name_of("flows", source))
     }
 
-    /// Flows from a source address that have not ended.
-    pub fn flows_from(&self, source: usize) -> Result<usize> {
-        let mut count = 0;
-        self.flow_table(source)?.each(|_, flow: &types::flow| {
-            count += usize::from(flow.family != 0 && flow.retired == 0);
-        })?;
-        Ok(count)
-    }
-
-    /// Flows from a source that have not ended, with ports that are not among these.
-    pub fn flows_outside(&self, source: usize, ports: &PortRanges) -> Result<usize> {
-        let ours: HashSet<u32> = ports.iter().map(u32::from).collect();
-        let mut count = 0;
+    /// The ports of a source address that flows have which have not ended.
+    pub fn ports_with_flows(&self, source: usize) -> Result<Vec<u16>> {
+        let mut ports = Vec::new();
         self.flow_table(source)?.each(|port, flow: &types::flow| {
-            let lives = flow.family != 0 && flow.retired == 0;
-            count += usize::from(lives && !ours.contains(&port));
+            if flow.family != 0 && flow.retired == 0 {
+                ports.push(port as u16);
+            }
         })?;
-        Ok(count)
+        Ok(ports)
     }
 
     /// Whether flows from a source are found only by the ports that it had before.
@@ -235,34 +226,51 @@ impl Datapath {
     }
 
     /// Gives groups the slots that became theirs, and ends the flows in those that did not
-    /// stay so.
+    /// stay so. What an error kept from it is left for the next time.
     pub(super) fn regroup(&mut self) -> Result<()> {
         let mut changes = std::mem::take(&mut self.transition.changes);
         // More than once, as a flow may have begun while its slot was looked at.
         let (mut round, mut left) = (0, 0);
         while !changes.is_empty() && (round < 2 || left > 0) {
             (round, left) = (round + 1, 0);
-            for (source, change) in &mut changes {
-                if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
-                    bss.regrouped = (*source << abi::GROUP_BITS) as u32 | u32::from(change.number);
-                    bss.gained = change.gained;
-                    bss.lost = change.lost;
-                    bss.new_share = change.share.into();
-                }
-                let input = ProgramInput {
-                    data_in: Some(&[0; 64]),
-                    ..Default::default()
+            for number in 0..changes.len() {
+                let (source, change) = &mut changes[number];
+                let answer = match self.regroup_one(*source, change) {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        self.transition.changes = changes;
+                        return Err(error);
+                    }
                 };
-                let program = &self.skeleton.progs.xdp_proxy_regroup;
-                let output = program.test_run(input).context("changing source ports")?;
-                left += output.return_value;
-                if output.return_value != abi::REGROUP_AGAIN {
+                left += answer;
+                if answer != abi::REGROUP_AGAIN {
                     change.gained = 0;
                 }
             }
             changes.retain(|(_, change)| change.gained | change.lost > 0);
         }
         Ok(())
+    }
+
+    fn regroup_one(&mut self, source: usize, change: &Change) -> Result<u32> {
+        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            bss.regrouped = (source << abi::GROUP_BITS) as u32 | u32::from(change.number);
+            bss.gained = change.gained;
+            bss.lost = change.lost;
+            bss.new_share = change.share.into();
+        }
+        let program = &self.skeleton.progs.xdp_proxy_regroup;
+        loop {
+            let input = ProgramInput {
+                data_in: Some(&[0; 64]),
+                ..Default::default()
+            };
+            match program.test_run(input) {
+                // By a signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                output => return Ok(output.context("changing source ports")?.return_value),
+            }
+        }
     }
 
     pub(super) fn sources_to_sweep(&self) -> BTreeSet<usize> {
@@ -281,25 +289,27 @@ impl Datapath {
 
     /// All sources were swept once.
     pub(super) fn has_swept(&mut self) -> Result<()> {
-        let transition = &mut self.transition;
-        if transition.sweeps_left == 0 {
-            return Ok(());
+        match self.transition.sweeps_left {
+            0 => return Ok(()),
+            1 => {}
+            _ => {
+                self.transition.sweeps_left -= 1;
+                return Ok(());
+            }
         }
-        transition.sweeps_left -= 1;
-        if transition.sweeps_left > 0 {
-            return Ok(());
-        }
-        let given_up = std::mem::take(transition).given_up;
-        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
-            (bss.carries, bss.given_up) = (0, 0);
-        }
-        for source in given_up.into_iter().filter(|source| *source > 0) {
+        // First what can fail, which the next sweep tries again then.
+        let given_up = self.transition.given_up.iter();
+        for source in given_up.filter(|source| **source > 0) {
             for (all, _) in KINDS {
                 let all = self.named(all)?;
-                all.remove(source as u32)
+                all.remove(*source as u32)
                     .with_context(|| format!("removing the tables of source {source}"))?;
             }
         }
+        if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            (bss.carries, bss.given_up) = (0, 0);
+        }
+        self.transition = Transition::default();
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use crate::service::{Listen, ListenPorts, Protocol};
 const PLACES_MAX: usize = 1 << 15;
 
 /// The services as the datapath finds them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Listeners {
     /// The hash table.
     pub entries: Vec<abi::listener>,

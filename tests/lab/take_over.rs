@@ -104,16 +104,12 @@ fn one_that_fails_to_take_over_leaves_the_other_as_it_was() {
     let there = lab.attached();
     let mut connection = lab.within("client", || Connection::open(LB).unwrap());
     let owner = connection.host().unwrap();
-    // By what it is to do, before and after it has the program attached.
+    // By what it is to do.
     let error = refusal(
         &lab.proxy(&format!("run --take-over --mode offload {TWO}")),
         1,
     );
     assert!(error.contains("no card to offload to"), "{error}");
-    let line = format!("exec {BINARY} run --take-over {TWO} >/dev/full");
-    let script = lab.write("full.sh", &line);
-    let error = refusal(&lab.try_at("lb", &format!("sh {script}")), 1);
-    assert!(error.contains("writing to stdout"), "{error}");
     // By its death.
     let mut dying = lab
         .command("lb", BINARY)
@@ -137,6 +133,30 @@ fn one_that_fails_to_take_over_leaves_the_other_as_it_was() {
         status["services"][0]["backends"].as_array().unwrap().len() == 2
     });
     lb.end();
+}
+
+#[test]
+fn one_that_has_taken_over_serves_even_if_it_can_t_say_so() {
+    let test = "one_that_has_taken_over_serves_even_if_it_can_t_say_so";
+    let Some(lab) = crate::lab(test) else { return };
+    let first = lab.balance(TWO);
+    let mut connection = lab.within("client", || Connection::open(LB).unwrap());
+    let owner = connection.host().unwrap();
+    let log = "/run/second.log";
+    let line = format!("exec {BINARY} run --take-over {TWO} >/dev/full 2>{log}");
+    let script = lab.write("full.sh", &line);
+    let mut second = lab.command("lb", "sh").arg(&script).spawn().unwrap();
+    let (log_of_first, status) = first.outcome();
+    assert_eq!(status.code(), Some(0), "{log_of_first}");
+    assert_eq!(connection.host().unwrap(), owner);
+    lab.within("client", || http::host(LB).unwrap());
+    assert_eq!(lab.at("lb", &format!("{BINARY} stop")), "stopped: eth0\n");
+    assert_eq!(second.wait().unwrap().code(), Some(0));
+    let log = String::from_utf8(lab.read(log)).unwrap();
+    assert!(
+        log.contains("WARN writing to stdout that it is ready: "),
+        "{log}"
+    );
 }
 
 #[test]

@@ -90,7 +90,8 @@ fn agree(rig: &Rig, flows: &[Known]) {
         ports.extend(here.clone().map(|end| end.port()));
         ports.sort_unstable();
         assert!(ports.iter().copied().eq(source.ports.iter()), "{ports:?}");
-        assert_eq!(rig.datapath.flows_from(index).unwrap(), here.count());
+        let ports = rig.datapath.ports_with_flows(index).unwrap();
+        assert_eq!(ports.len(), here.count());
     }
     let counted: u64 = rig.counters().backends.iter().map(|b| b.flows()).sum();
     assert_eq!(counted, flows.len() as u64, "flows begun less flows ended");
