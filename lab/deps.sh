@@ -61,6 +61,7 @@ test() {
 	need iputils-ping has ping
 	need man-db has man
 	need nftables has nft
+	need strace has strace
 	need systemd has systemd-analyze
 	need tcpdump has tcpdump
 	need traceroute has traceroute

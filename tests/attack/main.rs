@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Those who mean no good, each from where he is: strangers who send packets, users of the
-//! host, servers, and calls that fail.
+//! Those whom the load balancer does not trust, played from outside: what they send, do and
+//! hold, and what it costs others.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod failing_calls;
 mod flood;
 mod forged;
 mod half_closed;
+mod loop_errors;
+mod tracer;
 
 use common::lab::Lab;
 
