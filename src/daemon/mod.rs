@@ -198,7 +198,8 @@ impl Daemon {
     }
 
     /// All that another daemon needs to take over.
-    fn descriptors(&self, control: &Control) -> Result<Vec<OwnedFd>> {
+    fn descriptors(&mut self, control: &Control) -> Result<Vec<OwnedFd>> {
+        self.try_to_pay()?;
         let mut descriptors = vec![control.descriptor()?, self.datapath.program_fd()?];
         descriptors.extend(self.datapath.descriptors()?);
         Ok(descriptors)
@@ -221,7 +222,7 @@ impl Daemon {
         loop {
             self.look_after().await;
             // Which of the two serves, the interface alone knows.
-            if !self.handed_over || asking.elapsed() > HAND_OVER_DEADLINE {
+            if !self.handed_over || self.absent || asking.elapsed() > HAND_OVER_DEADLINE {
                 break;
             }
             tokio::time::sleep(LOOK_PAUSE).await;

@@ -46,16 +46,19 @@ impl Daemon {
                         self.attachment.program_id()
                     );
                 }
-                // An interface that is deleted loses its program first.
-                Err(_) if matches!(self.look(), Look::Gone) => self.leave(),
-                Err(error) => self.troubles.complain(
-                    PRESENCE,
-                    format!(
-                        "{}: nothing is balanced: attaching program {} again: {error:#}",
-                        self.interface.name,
-                        self.attachment.program_id()
+                Err(error) => match self.look() {
+                    // An interface that is deleted loses its program first.
+                    Look::Gone => self.leave(),
+                    Look::Ours => self.troubles.forget(PRESENCE),
+                    _ => self.troubles.complain(
+                        PRESENCE,
+                        format!(
+                            "{}: nothing is balanced: attaching program {} again: {error:#}",
+                            self.interface.name,
+                            self.attachment.program_id()
+                        ),
                     ),
-                ),
+                },
             },
             Look::Other(other) => {
                 let words = format!("nothing is balanced: {other}; flows are kept");

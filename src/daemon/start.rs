@@ -35,7 +35,8 @@ pub struct Manner {
 /// Serves the configuration, which `input` describes, until SIGINT, SIGTERM or `stop`.
 ///
 /// # Errors
-/// What kept it from serving; nothing is left attached then.
+/// What kept it from serving: what was attached before is as it was, and nothing else is.
+/// Or its program could not be detached at the end.
 pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     privilege::check()?;
     let interface = choose_interface(&config).await?;
@@ -158,8 +159,10 @@ fn recover(found: &Found, interface: &Interface) -> Result<Tables> {
 impl Daemon {
     async fn end(mut self, end: End, persists: bool) -> Result<()> {
         manager::stopping();
-        // What is undecided may turn out yet.
+        // What is undecided may turn out yet, and what is owed be paid.
         self.look();
+        self.pay();
+        self.write();
         let Daemon {
             attachment,
             interface,

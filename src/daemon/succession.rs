@@ -121,11 +121,7 @@ impl Daemon {
         surroundings: Option<Surroundings>,
     ) -> Result<()> {
         // All that can fail.
-        if let Some(owed) = &self.owed {
-            let counts = self.datapath.count_on(&owed.of, &owed.recycled);
-            counts.context("taking over the counts of the last change")?;
-            self.owed = None;
-        }
+        self.try_to_pay()?;
         let trunk = surroundings.as_ref().map_or(&self.trunk, |all| &all.trunk);
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
         let interface = match &surroundings {
@@ -185,14 +181,20 @@ impl Daemon {
         self.sweep();
     }
 
-    /// Goes on with the counts of before.
+    /// Goes on with the counts of before, at once or later.
     pub(super) fn pay(&mut self) {
-        let Some(owed) = &self.owed else { return };
-        let paid = self.datapath.count_on(&owed.of, &owed.recycled);
-        let paid = self.troubles.note("going on with the counts", paid);
-        if paid.is_some() {
+        let paid = self.try_to_pay();
+        self.troubles.note("taking over the counts", paid);
+    }
+
+    /// The same where nothing goes on without them.
+    pub(super) fn try_to_pay(&mut self) -> Result<()> {
+        if let Some(owed) = &self.owed {
+            let counts = self.datapath.count_on(&owed.of, &owed.recycled);
+            counts.context("taking over the counts of the last change")?;
             self.owed = None;
         }
+        Ok(())
     }
 
     /// What is attached, where a successor's program that may have been put there is ours.

@@ -140,7 +140,7 @@ impl Daemon {
 
     /// Writes into the maps what they don't have yet; what can't be written is for the
     /// next time.
-    fn write(&mut self) {
+    pub(super) fn write(&mut self) {
         let written = self.unwritten.write(&self.tables, &self.datapath);
         self.troubles.note("writing into the maps", written);
     }

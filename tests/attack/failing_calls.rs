@@ -46,6 +46,7 @@ pub fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
 struct Daemon<'a> {
     lab: &'a Lab,
     child: Child,
+    line: String,
     lines: Receiver<String>,
     log: String,
 }
@@ -67,6 +68,7 @@ impl<'a> Daemon<'a> {
         Daemon {
             lab,
             child,
+            line: line.to_owned(),
             lines,
             log,
         }
@@ -84,7 +86,11 @@ impl<'a> Daemon<'a> {
                 false
             }
             Err(RecvTimeoutError::Timeout) => {
-                panic!("neither ready nor at its end: {}", self.log())
+                panic!(
+                    "{}: neither ready nor at its end: {}",
+                    self.line,
+                    self.log()
+                )
             }
         }
     }

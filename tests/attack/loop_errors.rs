@@ -168,6 +168,58 @@ fn an_interface_that_can_t_be_asked_for_keeps_its_program_and_its_daemon() {
     kept.go_on(&lab);
 }
 
+/// The kernel has put the program in its place or has not, and for longer than a reload
+/// waits nobody can find out which.
+#[test]
+fn a_reload_whose_outcome_can_t_be_asked_for_turns_out_later() {
+    let test = "a_reload_whose_outcome_can_t_be_asked_for_turns_out_later";
+    let Some(lab) = crate::lab(test) else { return };
+    let arguments = file(&lab);
+    let lb = lab.balance(&arguments);
+    let mut kept = Clients::open(&lab);
+    let text = String::from_utf8(lab.read("/run/web.toml")).unwrap();
+    let more = text
+        .replace(":80", ":81")
+        .replace(&format!("{HTTP1}\""), &format!("{HTTP1}:80\""));
+    // Of a netlink message that libbpf sends, the answer is lost, or it is not even sent.
+    for (call, error, happens) in [("recvmsg", "ENOMEM", true), ("sendto", "ENOBUFS", false)] {
+        let text = if happens {
+            &(text.clone() + &more)
+        } else {
+            &text
+        };
+        lab.write("web.toml", text);
+        let before = lab.status();
+        let tracer = failing(&lab, call, error);
+        let told = lab.proxy("reload");
+        tracer.detach();
+        assert!(!told.status.success());
+        let services = 2;
+        lb.until("decided", |status| {
+            status["services"].as_array().unwrap().len() == services
+        });
+        let now = lab.status();
+        assert_eq!(now["program_id"] != before["program_id"], happens, "{call}");
+        is_well(&lab, &mut kept);
+        lab.write(
+            "web.toml",
+            &(text.clone() + if happens { "" } else { &more }),
+        );
+        lab.at("lb", &format!("{BINARY} reload"));
+    }
+    let log = lb.log();
+    assert!(
+        log.contains("whether it is reloaded will turn out: "),
+        "{log}"
+    );
+    assert!(
+        log.contains("the change that was undecided is in its place"),
+        "{log}"
+    );
+    lb.end();
+    assert_eq!(lab.attached(), None);
+}
+
 #[test]
 fn the_end_of_a_daemon_detaches_though_that_fails_at_first() {
     let test = "the_end_of_a_daemon_detaches_though_that_fails_at_first";

@@ -7,6 +7,7 @@ mod common;
 mod condition;
 mod followed;
 mod listeners;
+mod plan;
 mod recovered;
 mod sources;
 
