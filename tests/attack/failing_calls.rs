@@ -30,6 +30,15 @@ const CHECKED_PORT: u16 = 9999;
 /// A dead backend is tried after every so-manieth fault, as that takes a second.
 const DEAD_EVERY: usize = 4;
 
+/// What `status` tells. The one call that fails may be one of its own.
+fn status(lab: &Lab) -> Value {
+    until("told the status", || {
+        let output = lab.proxy("status --json");
+        let told = output.status.success();
+        told.then(|| serde_json::from_slice(&output.stdout).unwrap())
+    })
+}
+
 /// Waits until something is so.
 pub fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -193,7 +202,7 @@ impl<'a> Scene<'a> {
         assert_eq!(self.kept.host().expect(&doing), "http1", "{doing}");
         let one = self.lab.within("client", || http::host(self.vip));
         one.unwrap_or_else(|error| panic!("{doing}, a new connection: {error}"));
-        let status = self.lab.status();
+        let status = status(self.lab);
         let attached = self
             .lab
             .attached()
@@ -226,7 +235,7 @@ impl<'a> Scene<'a> {
 
 /// Of the first service's backends.
 fn states(lab: &Lab) -> Vec<Value> {
-    let status = lab.status();
+    let status = status(&lab);
     let backends = status["services"][0]["backends"].as_array().unwrap();
     backends
         .iter()
@@ -253,7 +262,7 @@ fn a_reload_in_which_any_call_fails_has_happened_or_has_not() {
     let mut daemon = Daemon::spawn(&lab, &format!("{BINARY} {run}"));
     assert!(daemon.gets_ready());
     let mut scene = Scene::begin(&lab, LB, second);
-    let pid = pid(&lab.status());
+    let pid = pid(&status(&lab));
 
     let tracer = Tracer::attach(&lab, pid, "");
     lab.at("lb", &format!("{BINARY} reload"));
@@ -263,7 +272,7 @@ fn a_reload_in_which_any_call_fails_has_happened_or_has_not() {
     for (round, fault) in faults.iter().enumerate() {
         let more = round % 2 == 0;
         write(&lab, LB, more);
-        let before = lab.status();
+        let before = status(&lab);
         let logged = daemon.log().len();
         let tracer = Tracer::attach(&lab, pid, &fault.option());
         let told = lab.proxy("reload");
@@ -297,7 +306,7 @@ fn a_reload_in_which_any_call_fails_has_happened_or_has_not() {
 
         let again = lab.at("lb", &format!("{BINARY} reload"));
         assert!(again.starts_with("reloaded: eth0: "), "{fault}: {again}");
-        let next = lab.status();
+        let next = status(&lab);
         assert_eq!(services(&next), usize::from(more) + 1, "{fault}: {next:#}");
         assert_ne!(next["program_id"], now["program_id"]);
     }
@@ -343,7 +352,7 @@ fn a_take_over_in_which_any_call_fails_leaves_one_daemon_that_serves() {
     for fault in &faults {
         let (mut next, serves) = take_over(&lab, &fault.option(), &run);
         let pid_before = until(&format!("one daemon after {fault}"), || {
-            (daemon.runs() != next.runs()).then(|| pid(&lab.status()))
+            (daemon.runs() != next.runs()).then(|| pid(&status(&lab)))
         });
         assert_eq!(next.runs(), serves, "{fault}: {}", next.log());
         let status = scene.holds(fault);
@@ -379,7 +388,7 @@ fn a_daemon_that_hands_over_while_any_call_of_its_own_fails_ends_or_goes_on() {
     assert!(daemon.gets_ready());
     let mut scene = Scene::begin(&lab, LB, second);
 
-    let tracer = Tracer::attach(&lab, pid(&lab.status()), "");
+    let tracer = Tracer::attach(&lab, pid(&status(&lab)), "");
     let (next, serves) = take_over(&lab, "", &run);
     assert!(serves);
     until("the first one has ended", || (!daemon.runs()).then_some(()));
@@ -390,7 +399,7 @@ fn a_daemon_that_hands_over_while_any_call_of_its_own_fails_ends_or_goes_on() {
     let step = if all { 1 } else { faults.len().div_ceil(30) };
     let (mut taken, mut stayed) = (0, 0);
     for fault in faults.iter().step_by(step) {
-        let tracer = Tracer::attach(&lab, pid(&lab.status()), &fault.option());
+        let tracer = Tracer::attach(&lab, pid(&status(&lab)), &fault.option());
         let (mut next, serves) = take_over(&lab, "", &run);
         until(&format!("one daemon after {fault}"), || {
             (daemon.runs() != next.runs()).then_some(())
@@ -465,8 +474,8 @@ fn coming_back_to_the_interface_works_after_any_call_of_it_has_failed() {
     let mut daemon = Daemon::spawn(&lab, &format!("{BINARY} {run}"));
     assert!(daemon.gets_ready());
     let mut scene = Scene::begin(&lab, LB, second);
-    let pid = pid(&lab.status());
-    let id = lab.status()["program_id"].clone();
+    let pid = pid(&status(&lab));
+    let id = status(&lab)["program_id"].clone();
     let come_back = |options: &str| {
         let tracer = Tracer::attach(&lab, pid, options);
         lab.at("lb", "ip link set dev eth0 xdpgeneric off");
@@ -503,7 +512,7 @@ fn source_addresses_change_though_any_call_of_it_fails() {
     let mut daemon = Daemon::spawn(&lab, &format!("{BINARY} {run}"));
     assert!(daemon.gets_ready());
     let mut scene = Scene::begin(&lab, VIP, second);
-    let pid = pid(&lab.status());
+    let pid = pid(&status(&lab));
     let mut addresses = [LB, "10.0.0.6"].iter().cycle();
     let mut from = addresses.next().unwrap();
     let mut change = |options: &str| {
@@ -512,7 +521,7 @@ fn source_addresses_change_though_any_call_of_it_fails() {
         lab.at("lb", &format!("ip addr del {from}/24 dev eth0"));
         lab.at("lb", &format!("ip addr add {to}/24 dev eth0"));
         until(&format!("flows from {to}"), || {
-            let status = lab.status();
+            let status = status(&lab);
             let backends = status["services"][0]["backends"].as_array().unwrap();
             let is_well = |backend: &Value| backend["state"] == "up" && backend["source"] == *to;
             backends.iter().all(is_well).then_some(())
