@@ -25,6 +25,9 @@ use crate::tracer::{self, Fault, Tracer};
 const LONGEST: Duration = Duration::from_secs(3600);
 /// Longest wait for what is to happen.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// The same for a start. Where one of libbpf's questions to the kernel fails, it may load the
+/// program without its types, which the verifier gives up after many seconds.
+const START_PATIENCE: Duration = Duration::from_secs(90);
 /// What a check of the second backend asks.
 const CHECKED_PORT: u16 = 9999;
 /// A dead backend is tried after every so-manieth fault, as that takes a second.
@@ -85,7 +88,7 @@ impl<'a> Daemon<'a> {
 
     /// It serves, and the daemon is ready; else it has ended.
     fn gets_ready(&mut self) -> bool {
-        match self.lines.recv_timeout(PATIENCE) {
+        match self.lines.recv_timeout(START_PATIENCE) {
             Ok(line) => {
                 assert!(line.starts_with("ready: "), "{line}");
                 true
