@@ -2,10 +2,15 @@
 //! What the service manager is told, where there is one that wants to know
 //! (sd_notify(3)), and the watchdog that it keeps.
 
+use std::borrow::Cow;
 use std::future::pending;
 
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+
+/// Of what is served, as much is told: a service manager drops a message of more than
+/// 4,096 bytes as a whole, and with it that the daemon is ready.
+const STATUS_BYTES_MAX: usize = 2000;
 
 /// How often the service manager is to be told that the daemon is alive.
 pub struct Watchdog(Option<Interval>);
@@ -37,12 +42,12 @@ pub fn alive() {
 
 /// Traffic is served; after a reload too, whatever came of it.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&bounded(status))]);
 }
 
 /// What is served, in a line.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+    tell(&[NotifyState::Status(&bounded(status))]);
 }
 
 pub fn reloading() {
@@ -56,9 +61,41 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// In so many bytes, by whole services.
+fn bounded(status: &str) -> Cow<'_, str> {
+    const SEPARATOR: &str = ", ";
+    if status.len() <= STATUS_BYTES_MAX {
+        return status.into();
+    }
+    let mut end = status.floor_char_boundary(STATUS_BYTES_MAX);
+    end = status[..end].rfind(SEPARATOR).unwrap_or(end);
+    let more = status[end..].matches(SEPARATOR).count().max(1);
+    format!("{}, and {more} more", &status[..end]).into()
+}
+
 /// Without a service manager this does nothing.
 fn tell(state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!("telling the service manager: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_status_is_cut_between_services_and_tells_how_many_more_there_are() {
+        let services: Vec<String> = (0..300).map(|i| format!("service {i}")).collect();
+        let all = services.join(", ");
+        let told = bounded(&all);
+        assert!(told.len() < STATUS_BYTES_MAX + 20, "{}", told.len());
+        let (shown, more) = told.rsplit_once(", and ").unwrap();
+        let shown = shown.split(", ").count();
+        assert!(all.starts_with(&services[..shown].join(", ")));
+        assert_eq!(more, format!("{} more", 300 - shown));
+        assert_eq!(bounded("one, two"), "one, two");
+        let one = "ß".repeat(2000);
+        assert!(bounded(&one).len() < STATUS_BYTES_MAX + 20);
     }
 }
