@@ -117,7 +117,7 @@ pub async fn stop(interface: Option<&str>) -> Result<String> {
         }
         Pins::of(index)?.keep(None);
     }
-    for _ in 0..datapath::remove_pins_of_gone()? {
+    for _ in 0..datapath::remove_pins_of_gone() {
         done += "unpinned: the program of an interface that is not there any more\n";
     }
     if done.is_empty() {

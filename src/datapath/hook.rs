@@ -21,6 +21,8 @@ use crate::abi;
 /// putting it there was lost, and the time between.
 const ASKED_TIMES: usize = 40;
 const ASKED_EVERY: Duration = Duration::from_millis(25);
+/// Of one program, at most (the kernel's MAX_USED_MAPS).
+const MAPS_MAX: usize = 64;
 
 /// How a program is attached: the kernel's three hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +166,26 @@ pub fn replace_fd(interface: u32, new: BorrowedFd, old: BorrowedFd, hook: Hook) 
 pub(super) fn open_program(program: &Attached) -> Result<OwnedFd> {
     Program::fd_from_id(program.id)
         .with_context(|| format!("opening the XDP program with id {}", program.id))
+}
+
+/// The numbers of the maps that a program uses.
+pub(super) fn maps_of(program: BorrowedFd) -> Result<Vec<u32>> {
+    let mut ids = vec![0u32; MAPS_MAX];
+    let mut info = libbpf_sys::bpf_prog_info {
+        nr_map_ids: MAPS_MAX as u32,
+        map_ids: ids.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut bytes = size_of_val(&info) as u32;
+    // SAFETY: the kernel writes no more than the record, and as many numbers as it has room for.
+    let error = unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut bytes)
+    };
+    if error != 0 {
+        return Err(std::io::Error::from_raw_os_error(-error)).context("asking for its maps");
+    }
+    ids.truncate(info.nr_map_ids as usize);
+    Ok(ids)
 }
 
 /// Puts `new` (or nothing) in the place of `old`, or fails if that is not there.

@@ -2,10 +2,9 @@
 //! One map of the kernel's by its descriptor, whoever made it, and its values by
 //! their types.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::{MapCore, MapInfo, MapType};
@@ -219,23 +218,18 @@ impl Map {
 }
 
 /// Gives a program or a map a name in a bpffs.
-pub(super) fn pin(object: BorrowedFd, path: &Path) -> Result<()> {
-    let doing = || format!("pinning {}", path.display());
-    let name = CString::new(path.as_os_str().as_bytes()).with_context(doing)?;
+pub(super) fn pin(object: BorrowedFd, path: &CStr) -> io::Result<()> {
     // SAFETY: the name ends with a NUL, and both live across the call.
-    let error = unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), name.as_ptr()) };
-    match error {
+    match unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) } {
         0 => Ok(()),
-        error => Err(std::io::Error::from_raw_os_error(-error)).with_context(doing),
+        error => Err(io::Error::from_raw_os_error(-error)),
     }
 }
 
 /// What has this name in a bpffs.
-pub(super) fn pinned(path: &Path) -> Result<OwnedFd> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
+pub(super) fn pinned(path: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name ends with a NUL and lives across the call.
-    let fd = unsafe { libbpf_sys::bpf_obj_get(name.as_ptr()) };
-    owned(fd).with_context(|| format!("opening {}", path.display()))
+    owned(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })
 }
 
 /// What libbpf returns for a descriptor.

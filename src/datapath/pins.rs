@@ -8,54 +8,52 @@
 //!
 //! Both first names are numbers, of the network namespace and of the interface. The
 //! third is the program's, and only what is of the program that is attached is ever
-//! believed.
+//! believed. Where others could have put something there, there are no pins, and the
+//! datapath serves without (`folder.rs`).
+//!
+//! Each folder of a program has one map more, from which the kernel itself takes the
+//! interface when that goes, also with all of its network namespace: a map of devices. So
+//! everybody who may open it sees what is of no use any more, whatever namespace it was of.
 
-use std::fs;
-use std::io::ErrorKind;
+mod folder;
+
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
+use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
-use libbpf_rs::Program;
-use nix::net::if_::if_nameindex;
-use nix::sys::statfs::{FsType, statfs};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, Program};
 
 use super::Datapath;
-use super::map::{Map, pin, pinned};
+use super::hook::maps_of;
+use super::map::Map;
 use super::maps::Maps;
+use folder::Folder;
 
-const BPFFS: &str = "/sys/fs/bpf";
-const BPFFS_MAGIC: i64 = 0xcafe_4a11;
 const FOLDER: &str = "xdp-proxy";
 const PROGRAM: &str = "program";
+/// The map of devices with the interface alone.
+const INTERFACE: &str = "interface";
 
 /// The pins of one interface.
 pub struct Pins {
-    /// `None`: there is no bpffs.
-    folder: Option<PathBuf>,
+    interface: u32,
+    /// The folder's name.
+    name: String,
 }
 
 impl Pins {
     pub fn of(interface: u32) -> Result<Pins> {
-        let Some(place) = place() else {
-            return Ok(Pins { folder: None });
-        };
-        let folder = place.join(format!("{}-{interface}", namespace()?));
         Ok(Pins {
-            folder: Some(folder),
+            interface,
+            name: format!("{}-{interface}", namespace()?),
         })
     }
 
     /// Pins a program that is about to be attached. Without it all works but for the
     /// next daemon's needs.
     pub fn add(&self, datapath: &Datapath) {
-        let Some(folder) = &self.folder else { return };
-        let pinned = datapath.program_id().and_then(|id| {
-            let folder = folder.join(id.to_string());
-            pin_all(datapath, &folder).inspect_err(|_| drop(fs::remove_dir_all(&folder)))
-        });
-        if let Err(error) = pinned {
+        if let Err(error) = self.try_add(datapath) {
             tracing::warn!(
                 "no pins, so that the next daemon needs CAP_SYS_ADMIN to go on with the flows of \
                  this one: {error:#}"
@@ -63,104 +61,139 @@ impl Pins {
         }
     }
 
-    /// The maps and the program of this number, if they are pinned.
-    pub(super) fn open(&self, id: u32) -> Result<Option<(OwnedFd, Maps)>> {
-        let Some(folder) = &self.folder else {
-            return Ok(None);
+    fn try_add(&self, datapath: &Datapath) -> Result<()> {
+        let Some(bpffs) = Folder::bpffs()? else {
+            return Ok(());
         };
-        let folder = folder.join(id.to_string());
-        let doing = || format!("opening the pins in {}", folder.display());
-        let files = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            files => files.with_context(doing)?,
-        };
-        let mut program = None;
-        let mut maps = Vec::new();
-        for file in files {
-            let path = file.with_context(doing)?.path();
-            let fd = pinned(&path).with_context(doing)?;
-            if path.ends_with(PROGRAM) {
-                program = Some(fd);
-            } else {
-                maps.push(Map::new(fd).with_context(doing)?);
+        let folder = bpffs.folder_made(FOLDER)?.folder_made(&self.name)?;
+        let id = datapath.program_id()?.to_string();
+        // The kernel gives a number to another program one day.
+        folder.remove(&id)?;
+        let pinned = self.pin_all(datapath, &folder.folder_made(&id)?);
+        pinned.inspect_err(|_| drop(folder.remove(&id)))
+    }
+
+    fn pin_all(&self, datapath: &Datapath, folder: &Folder) -> Result<()> {
+        folder.pin(device_map(self.interface)?.as_fd(), INTERFACE)?;
+        folder.pin(datapath.program().as_fd(), PROGRAM)?;
+        for map in datapath.all() {
+            // A bpffs has no names with dots: of what is compiled in.
+            if !map.name().contains('.') {
+                folder.pin(map.as_fd(), map.name())?;
             }
         }
-        let program = program.context("no program").with_context(doing)?;
-        let is = Program::id_from_fd(program.as_fd()).with_context(doing)?;
-        ensure!(is == id, "{}: it is program {is}", folder.display());
+        Ok(())
+    }
+
+    /// The maps and the program of this number, if they are pinned.
+    pub(super) fn open(&self, id: u32) -> Result<Option<(OwnedFd, Maps)>> {
+        let Some(all) = place()? else { return Ok(None) };
+        let Some(folder) = all.folder(&self.name)? else {
+            return Ok(None);
+        };
+        let Some(folder) = folder.folder(&id.to_string())? else {
+            return Ok(None);
+        };
+        let program = folder.pinned(PROGRAM)?;
+        let is = Program::id_from_fd(program.as_fd()).with_context(|| folder.to_string())?;
+        ensure!(is == id, "{folder}: it is program {is}");
+        let its = maps_of(program.as_fd()).with_context(|| folder.to_string())?;
+        let mut maps = Vec::new();
+        for name in folder.names()? {
+            if [PROGRAM, INTERFACE].contains(&&*name) {
+                continue;
+            }
+            let map = Map::new(folder.pinned(&name)?).with_context(|| folder.to_string())?;
+            ensure!(
+                its.contains(&map.id),
+                "{folder}/{name}: it is no map of program {id}"
+            );
+            maps.push(map);
+        }
         Ok(Some((program, Maps::new(maps))))
     }
 
     /// Removes all pins but those of one program.
     pub fn keep(&self, id: Option<u32>) {
-        let Some(folder) = &self.folder else { return };
-        let Some(id) = id else {
-            return if folder.exists() {
-                remove(folder)
-            };
+        // Why there are none was told when they were to be made.
+        let Ok(Some(all)) = place() else { return };
+        let Ok(Some(folder)) = all.folder(&self.name) else {
+            return;
         };
-        let kept = folder.join(id.to_string());
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.path() != kept {
-                remove(&entry.path());
+        let kept = id.map(|id| id.to_string());
+        let names = folder.names().unwrap_or_default();
+        for name in names.iter().filter(|name| Some(*name) != kept.as_ref()) {
+            if let Err(error) = folder.remove(name) {
+                tracing::warn!("removing pins: {error:#}");
             }
         }
-    }
-}
-
-/// Removes the pins of interfaces of this network namespace that are not there any
-/// more. Returns how many had some.
-///
-/// No other daemon's are touched: an interface is there before it has pins, and the kernel
-/// gives its number to no later one.
-pub fn remove_pins_of_gone() -> Result<usize> {
-    let Some(place) = place() else { return Ok(0) };
-    let prefix = format!("{}-", namespace()?);
-    let folders = fs::read_dir(place).into_iter().flatten().flatten();
-    let folders = folders.filter_map(|entry| {
-        let name = entry.file_name();
-        let index = name.to_str()?.strip_prefix(&prefix)?.parse::<u32>().ok()?;
-        Some((index, entry.path()))
-    });
-    // Before the interfaces are: what is made in between is not seen.
-    let folders: Vec<_> = folders.collect();
-    let here = if_nameindex().context("listing the interfaces")?;
-    let here: Vec<u32> = here.iter().map(|interface| interface.index()).collect();
-    let gone = folders.iter().filter(|(index, _)| !here.contains(index));
-    Ok(gone.map(|(_, folder)| remove(folder)).count())
-}
-
-fn pin_all(datapath: &Datapath, folder: &Path) -> Result<()> {
-    // The kernel gives a number to another program one day.
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("making {}", folder.display()))?;
-    pin(datapath.program().as_fd(), &folder.join(PROGRAM))?;
-    for map in datapath.all() {
-        // A bpffs has no names with dots: of what is compiled in.
-        if !map.name().contains('.') {
-            pin(map.as_fd(), &folder.join(map.name()))?;
+        if kept.is_none() {
+            // Unless something is left, which was told.
+            let _ = all.remove_empty(&self.name);
         }
     }
-    Ok(())
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_dir_all(path) {
-        tracing::warn!("removing the pins in {}: {error}", path.display());
+/// Removes the pins of interfaces that are not there any more, of this and of other network
+/// namespaces, as far as this process may. Returns how many interfaces had some.
+pub fn remove_pins_of_gone() -> usize {
+    let Ok(Some(all)) = place() else { return 0 };
+    let names = all.names().unwrap_or_default();
+    let is_gone = |name: &&String| remove_gone(&all, name).unwrap_or(false);
+    names.iter().filter(is_gone).count()
+}
+
+/// Returns whether the interface of the folder is gone, and it with it.
+fn remove_gone(all: &Folder, name: &str) -> Result<bool> {
+    let Some(folder) = all.folder(name)? else {
+        return Ok(false);
+    };
+    let programs = folder.names()?;
+    let mut gone = 0;
+    for program in &programs {
+        let Some(pins) = folder.folder(program)? else {
+            continue;
+        };
+        match Map::new(pins.pinned(INTERFACE)?)?.lookup(0) {
+            Err(error) if is_not_found(&error) => {
+                folder.remove(program)?;
+                gone += 1;
+            }
+            other => drop(other?),
+        }
     }
+    if gone == 0 || gone < programs.len() {
+        return Ok(false);
+    }
+    // Unless somebody pins another program at this moment.
+    Ok(all.remove_empty(name).is_ok())
 }
 
-/// Where pins go, if a bpffs is there.
-fn place() -> Option<PathBuf> {
-    let kind = statfs(BPFFS).ok()?.filesystem_type();
-    let is_bpffs = kind == FsType(BPFFS_MAGIC as _);
-    is_bpffs.then(|| Path::new(BPFFS).join(FOLDER))
+fn is_not_found(error: &anyhow::Error) -> bool {
+    let error: Option<&io::Error> = error.downcast_ref();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// A map of devices with this one alone.
+fn device_map(interface: u32) -> Result<MapHandle> {
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let bytes = size_of::<u32>() as u32;
+    let map = MapHandle::create(MapType::Devmap, Some(INTERFACE), bytes, bytes, 1, &options);
+    let map = map.context("making a map of devices")?;
+    map.update(&0u32.to_ne_bytes(), &interface.to_ne_bytes(), MapFlags::ANY)
+        .context("noting the interface in a map of devices")?;
+    Ok(map)
+}
+
+/// Where pins are, if there are any.
+fn place() -> Result<Option<Folder>> {
+    match Folder::bpffs()? {
+        Some(bpffs) => bpffs.folder(FOLDER),
+        None => Ok(None),
+    }
 }
 
 /// The number of this network namespace, while it lives.
