@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The subcommands that are not the daemon: `check`, `drain`, `reload`, `stop`.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use nix::net::if_::if_nameindex;
 
 use crate::config::{self, Footprint};
-use crate::control::{self, Request, Response};
+use crate::control::{self, Daemon, Request, Response};
 use crate::datapath::{self, Found, Pins};
 use crate::health;
 use crate::neighbour::{self, Interface};
 use crate::service::Config;
 use crate::tables::{Path, Tables};
+use crate::terminal;
 
 /// What would run, with every default, and the memory it takes.
 pub fn check(config: &Config) -> Result<String> {
@@ -33,97 +35,162 @@ pub fn check(config: &Config) -> Result<String> {
     Ok(config::describe(config, &footprint))
 }
 
+/// What a command has done, and what of it failed: where there are several daemons, each for
+/// itself.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// By line, or as JSON.
+    pub done: String,
+    pub failures: Vec<String>,
+}
+
+impl Outcome {
+    fn fail(&mut self, failure: impl Display) {
+        self.failures.push(failure.to_string());
+    }
+}
+
 /// Has what runs on an interface, or on all of this network namespace, read its
-/// configuration file again. Returns what was changed, by line.
+/// configuration file again. Tells what was changed, by line.
 ///
 /// # Errors
-/// The file has an error or asks for what can't be changed: nothing was. Or nothing
-/// runs there.
-pub fn reload(interface: Option<&str>) -> Result<String> {
-    let mut done = String::new();
-    for name in interfaces(interface)? {
-        match control::ask(&name, Request::Reload)? {
-            Some(Response::Reloaded(change)) => done += &format!("reloaded: {name}: {change}\n"),
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(_) | None => {}
+/// Nothing runs there.
+pub fn reload(interface: Option<&str>) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for daemon in daemons(interface)? {
+        let name = daemon.interface.clone();
+        match daemon.ask(Request::Reload) {
+            Ok(Some(Response::Reloaded(change))) => {
+                outcome.done += &format!("reloaded: {name}: {change}\n");
+            }
+            // Its file has an error, or asks for what can't be changed: nothing was.
+            Ok(Some(Response::Error(error))) => {
+                outcome.fail(format!("the daemon on {name}: {error}"));
+            }
+            Ok(Some(_) | None) => {}
+            Err(error) => outcome.fail(format!("{error:#}")),
         }
     }
-    if done.is_empty() {
-        bail!("{}", nothing_runs(interface));
-    }
-    Ok(done)
+    something(outcome, interface)
 }
 
 /// Drains a backend of what runs on an interface, or on all of this network namespace;
-/// or ends that. Returns what was done, by line.
+/// or ends that. Tells what was done, by line.
 ///
 /// # Errors
-/// There is no such backend on any of them. Or nothing runs there.
+/// Nothing runs there.
 pub fn drain(
     interface: Option<&str>,
     backend: &str,
     service: Option<&str>,
     drains: bool,
-) -> Result<String> {
-    let mut done = String::new();
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
     let mut refused = None;
-    for name in interfaces(interface)? {
+    for daemon in daemons(interface)? {
+        let name = daemon.interface.clone();
         let request = Request::Drain {
             backend: backend.into(),
             service: service.map(Into::into),
             drains,
         };
-        match control::ask(&name, request)? {
-            Some(Response::Done(lines)) => done += &lines,
-            Some(Response::Error(error)) => {
+        match daemon.ask(request) {
+            Ok(Some(Response::Done(lines))) => outcome.done += &lines,
+            Ok(Some(Response::Error(error))) => {
                 refused = Some(format!("the daemon on {name}: {error}"))
             }
-            Some(_) | None => {}
+            Ok(Some(_) | None) => {}
+            Err(error) => outcome.fail(format!("{error:#}")),
         }
     }
     // One that has it is enough.
-    if done.is_empty() {
-        bail!("{}", refused.unwrap_or_else(|| nothing_runs(interface)));
+    if outcome.done.is_empty() {
+        outcome.failures.extend(refused);
     }
-    Ok(done)
+    something(outcome, interface)
 }
 
 /// Ends what runs on an interface, or on all of this network namespace, and
-/// removes what a dead daemon left attached. Returns what was done, by line.
+/// removes what a dead daemon left attached. Tells what was done, by line.
 ///
 /// # Errors
 /// There was nothing to end.
-pub async fn stop(interface: Option<&str>) -> Result<String> {
-    let mut done = String::new();
-    for name in interfaces(interface)? {
-        match control::ask(&name, Request::Stop)? {
-            Some(Response::Stopped) => done += &format!("stopped: {name}\n"),
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(_) | None => {}
+pub async fn stop(interface: Option<&str>) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let found = control::find(interface)?;
+    let mut alive = Vec::new();
+    for stranger in found.strangers {
+        // What it attached it would attach again.
+        if stranger.may_be_a_daemon() {
+            outcome.fail(&stranger);
+            alive.push(stranger.interface().to_owned());
+        } else {
+            terminal::warn(stranger);
+        }
+    }
+    for daemon in found.daemons {
+        let name = daemon.interface.clone();
+        match daemon.ask(Request::Stop) {
+            Ok(Some(Response::Stopped)) => outcome.done += &format!("stopped: {name}\n"),
+            Ok(Some(Response::Error(error))) => {
+                outcome.fail(format!("the daemon on {name}: {error}"));
+            }
+            Ok(Some(_) | None) => {}
+            Err(error) => {
+                outcome.fail(format!("{error:#}"));
+                alive.push(name);
+            }
         }
     }
     let left = match interface {
-        Some(name) => vec![neighbour::interface(name).await?],
+        Some(name) => match neighbour::interface(name).await {
+            Ok(interface) => vec![interface],
+            // A daemon that waits for it was there.
+            Err(_) if !outcome.done.is_empty() => Vec::new(),
+            Err(error) => return Err(error),
+        },
         None => neighbour::interfaces().await?,
     };
     for Interface { index, name, .. } in left {
-        if let Some(found) = found_on(index)? {
-            datapath::detach_fd(index, found.program(), found.hook)
-                .with_context(|| format!("detaching from {name}"))?;
-            done += &format!(
-                "detached: {name}, from program {} of a dead daemon\n",
-                found.id
-            );
+        if alive.contains(&name) {
+            continue;
         }
-        Pins::of(index)?.keep(None);
+        match remove_left(index) {
+            Ok(Some(id)) => {
+                outcome.done += &format!("detached: {name}, from program {id} of a dead daemon\n");
+            }
+            Ok(None) => {}
+            Err(error) => outcome.fail(format!("{name}: {error:#}")),
+        }
     }
     for _ in 0..datapath::remove_pins_of_gone() {
-        done += "unpinned: the program of an interface that is not there any more\n";
+        outcome.done += "unpinned: the program of an interface that is not there any more\n";
     }
-    if done.is_empty() {
+    something(outcome, interface)
+}
+
+/// Removes what a dead daemon left on an interface. Returns the number of the program.
+fn remove_left(interface: u32) -> Result<Option<u32>> {
+    let found = found_on(interface)?;
+    if let Some(found) = &found {
+        datapath::detach_fd(interface, found.program(), found.hook).context("detaching")?;
+    }
+    Pins::of(interface)?.keep(None);
+    Ok(found.map(|found| found.id))
+}
+
+/// The daemons on an interface, or on all; on stderr, who else has their names.
+pub(crate) fn daemons(interface: Option<&str>) -> Result<Vec<Daemon>> {
+    let found = control::find(interface)?;
+    found.strangers.iter().for_each(terminal::warn);
+    Ok(found.daemons)
+}
+
+fn something(outcome: Outcome, interface: Option<&str>) -> Result<Outcome> {
+    if outcome.done.is_empty() && outcome.failures.is_empty() {
         bail!("{}", nothing_runs(interface));
     }
-    Ok(done)
+    Ok(outcome)
 }
 
 /// Our program on an interface.
@@ -131,13 +198,6 @@ fn found_on(interface: u32) -> Result<Option<Found>> {
     match datapath::attached(interface)? {
         Some(there) => Found::open(interface, &there),
         None => Ok(None),
-    }
-}
-
-pub(crate) fn interfaces(interface: Option<&str>) -> Result<Vec<String>> {
-    match interface {
-        Some(name) => Ok(vec![name.to_owned()]),
-        None => control::daemons(),
     }
 }
 

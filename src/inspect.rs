@@ -2,63 +2,73 @@
 //! `status` and `flows`: what is in the kernel, whether a daemon runs or not. Reads
 //! and changes nothing.
 
-use std::io::{Write as _, stderr};
-
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use crate::commands::{interfaces, nothing_runs};
-use crate::control::{self, Request, Response, Silent};
+use crate::commands::{Outcome, daemons, nothing_runs};
+use crate::control::{Request, Response, Silent};
 use crate::daemon;
 use crate::datapath::{self, Found, Hook, Maps};
 use crate::flows::{Filter, Flows};
 use crate::neighbour;
 use crate::status::{BackendStatus, ServiceStatus, Status};
+use crate::terminal;
 
 /// What runs on an interface, or on all of this network namespace.
 ///
 /// # Errors
 /// Nothing is there.
-pub async fn status(interface: Option<&str>, json: bool) -> Result<String> {
+pub async fn status(interface: Option<&str>, json: bool) -> Result<Outcome> {
     let mut all = Vec::new();
-    for name in interfaces(interface)? {
-        match unless_silent(control::ask(&name, Request::Status))? {
-            Some(Response::Status(status)) => all.push(*status),
-            Some(Response::Error(error)) => bail!("the daemon on {name}: {error}"),
-            Some(_) | None => {}
+    let mut failures = Vec::new();
+    for daemon in daemons(interface)? {
+        let name = daemon.interface.clone();
+        match unless_silent(daemon.ask(Request::Status)) {
+            Ok(Some(Response::Status(status))) => all.push(*status),
+            Ok(Some(Response::Error(error))) => {
+                failures.push(format!("the daemon on {name}: {error}"));
+            }
+            Ok(Some(_) | None) => {}
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
     let known: Vec<String> = all.iter().map(|status| status.interface.clone()).collect();
     for (name, found) in left(interface, &known).await? {
         all.push(left_status(name, found.id, found.hook, found.maps()?)?);
     }
-    print(&all, interface, json)
+    print(&all, failures, interface, json)
 }
 
 /// The flows that are asked for.
 ///
 /// # Errors
 /// Nothing is there, or no such service.
-pub async fn flows(interface: Option<&str>, json: bool, filter: &Filter) -> Result<String> {
+pub async fn flows(interface: Option<&str>, json: bool, filter: &Filter) -> Result<Outcome> {
     let mut all = Vec::new();
-    for name in interfaces(interface)? {
-        if let Some(descriptors) = unless_silent(control::maps(&name))? {
-            let maps = Maps::of_descriptors(descriptors)?;
-            all.push(Flows::read(&name, &maps, filter.clone())?);
+    let mut failures = Vec::new();
+    for daemon in daemons(interface)? {
+        let name = daemon.interface.clone();
+        match unless_silent(daemon.maps()) {
+            Ok(Some(descriptors)) => {
+                let maps = Maps::of_descriptors(descriptors)?;
+                all.push(Flows::read(&name, &maps, filter.clone())?);
+            }
+            Ok(None) => {}
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
     let known: Vec<String> = all.iter().map(|flows| flows.interface.clone()).collect();
     for (name, found) in left(interface, &known).await? {
         all.push(Flows::read(&name, found.maps()?, filter.clone())?);
     }
-    print(&all, interface, json)
+    print(&all, failures, interface, json)
 }
 
 /// A daemon that does not answer is like none, but for a word on stderr.
 fn unless_silent<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
     match answer {
         Err(error) if error.is::<Silent>() => {
-            let _ = writeln!(stderr(), "xdp-proxy: {error}");
+            terminal::warn(error);
             Ok(None)
         }
         answer => answer,
@@ -91,21 +101,21 @@ async fn left(interface: Option<&str>, known: &[String]) -> Result<Vec<(String, 
 
 fn print<T: Serialize + ToString>(
     all: &[T],
+    failures: Vec<String>,
     interface: Option<&str>,
     json: bool,
-) -> Result<String> {
-    if all.is_empty() {
-        bail!("{}", nothing_runs(interface));
-    }
-    if json {
-        let text = match all {
-            [one] => serde_json::to_string_pretty(one),
-            _ => serde_json::to_string_pretty(all),
-        };
-        return text.map(|text| text + "\n").context("writing JSON");
-    }
-    let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
-    Ok(texts.join("\n"))
+) -> Result<Outcome> {
+    let done = match all {
+        [] if failures.is_empty() => bail!("{}", nothing_runs(interface)),
+        [] => String::new(),
+        [one] if json => serde_json::to_string_pretty(one)? + "\n",
+        all if json => serde_json::to_string_pretty(all)? + "\n",
+        all => {
+            let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
+            texts.join("\n")
+        }
+    };
+    Ok(Outcome { done, failures })
 }
 
 /// As the maps have it: backends are as the daemon knew them last.

@@ -21,4 +21,5 @@ pub mod service;
 pub mod stats;
 pub mod status;
 pub mod tables;
+pub mod terminal;
 pub mod vlan;

@@ -4,12 +4,14 @@
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tracing_subscriber::filter::LevelFilter;
 
 use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, DrainArgs, RunArgs};
+use xdp_proxy::commands::Outcome;
 use xdp_proxy::config::{self, ConfigError, HostPorts};
 use xdp_proxy::service::Config;
+use xdp_proxy::terminal::printable;
 use xdp_proxy::{commands, daemon, inspect};
 
 fn main() -> ExitCode {
@@ -17,14 +19,19 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    match dispatch(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody may read it any more; that is no reason to panic.
-            let _ = writeln!(std::io::stderr(), "xdp-proxy: {error:#}");
-            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
-        }
+    let done = dispatch(cli.command);
+    let code = match &done {
+        Ok(()) => 0,
+        Err(error) if error.is::<ConfigError>() => 2,
+        Err(_) => 1,
+    };
+    if let Err(error) = done {
+        let line = format!("xdp-proxy: {error:#}\n");
+        let line = printable(&line);
+        // Nobody may read it any more; that is no reason to panic.
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
+    ExitCode::from(code)
 }
 
 fn dispatch(command: Command) -> Result<()> {
@@ -45,23 +52,23 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Check(args) => print(&commands::check(&load(args)?)?),
         Command::Status(args) => {
             let status = inspect::status(args.interface.as_deref(), args.json);
-            print(&runtime.block_on(status)?)
+            tell(runtime.block_on(status)?)
         }
         Command::Flows(args) => {
             let filter = args.filter();
             let flows = inspect::flows(args.of.interface.as_deref(), args.of.json, &filter);
-            print(&runtime.block_on(flows)?)
+            tell(runtime.block_on(flows)?)
         }
-        Command::Drain(args) => print(&drain(&args, true)?),
-        Command::Undrain(args) => print(&drain(&args, false)?),
-        Command::Reload(args) => print(&commands::reload(args.interface.as_deref())?),
-        Command::Stop(args) => print(&runtime.block_on(commands::stop(args.interface.as_deref()))?),
+        Command::Drain(args) => tell(drain(&args, true)?),
+        Command::Undrain(args) => tell(drain(&args, false)?),
+        Command::Reload(args) => tell(commands::reload(args.interface.as_deref())?),
+        Command::Stop(args) => tell(runtime.block_on(commands::stop(args.interface.as_deref()))?),
         Command::Completions { shell } => print(&cli::completions(shell)),
         Command::Manual => print(&cli::manual()),
     }
 }
 
-fn drain(args: &DrainArgs, drains: bool) -> Result<String> {
+fn drain(args: &DrainArgs, drains: bool) -> Result<Outcome> {
     let interface = args.interface.interface.as_deref();
     commands::drain(interface, &args.backend, args.service.as_deref(), drains)
 }
@@ -71,9 +78,18 @@ fn load(args: ConfigArgs) -> Result<Config> {
     Ok(config::load(&args.into_input(), &host)?)
 }
 
+/// What was done, and what was not.
+fn tell(outcome: Outcome) -> Result<()> {
+    print(&outcome.done)?;
+    if !outcome.failures.is_empty() {
+        bail!("{}", outcome.failures.join("; "));
+    }
+    Ok(())
+}
+
 /// Who has read enough, as `head` has, need not be told of the rest.
 fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match std::io::stdout().write_all(printable(text).as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.context("writing to stdout"),
     }

@@ -1,24 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! A daemon hands what it has to the next one: the control socket, the program and
 //! its maps, as descriptors over the control socket (unix(7), SCM_RIGHTS). That
-//! takes no capability and no file.
+//! takes no capability to open them and no file.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use anyhow::{Context as _, Result, bail};
-use nix::cmsg_space;
+use anyhow::{Result, bail};
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 
-use super::{Request, Response, Silent, connect, parse_response, send_request};
-
-/// Descriptors of one message, at most.
-const DESCRIPTORS_MAX: usize = 128;
-/// The answer is a few words.
-const RESPONSE_BYTES_MAX: usize = 4096;
+use super::client::Daemon;
+use super::{Request, find, rights};
 
 /// What a running daemon has handed over.
 pub struct Handover {
@@ -38,7 +32,12 @@ impl Handover {
     /// # Errors
     /// It does not know how, or will not.
     pub fn ask(interface: &str) -> Result<Option<Handover>> {
-        let Some((conversation, descriptors)) = ask(interface, Request::TakeOver)? else {
+        let found = find(Some(interface))?;
+        let Some(daemon) = found.daemons.into_iter().next() else {
+            return Ok(None);
+        };
+        let Some((conversation, descriptors)) = daemon.ask_for_descriptors(Request::TakeOver)?
+        else {
             return Ok(None);
         };
         let mut descriptors = descriptors.into_iter();
@@ -62,63 +61,15 @@ impl Predecessor {
     }
 }
 
-/// The maps of the daemon on an interface; `None`: none runs there.
-pub fn maps(interface: &str) -> Result<Option<Vec<OwnedFd>>> {
-    Ok(ask(interface, Request::Maps)?.map(|(_, descriptors)| descriptors))
-}
-
-fn ask(interface: &str, request: Request) -> Result<Option<(UnixStream, Vec<OwnedFd>)>> {
-    let Some(mut conversation) = connect(interface)? else {
-        return Ok(None);
-    };
-    send_request(&mut conversation, request)?;
-    let (line, descriptors) = match receive(&conversation) {
-        Err(error) if error.downcast_ref() == Some(&Errno::EAGAIN) => {
-            let interface = interface.to_owned();
-            return Err(Silent { interface }.into());
-        }
-        received => {
-            received.with_context(|| format!("asking the daemon on {interface} for what it has"))?
-        }
-    };
-    if line.is_empty() {
-        bail!(
-            "the daemon on {interface} hung up: it ended, or it is of a version that hands nothing \
-             over; if it still runs, end it with `xdp-proxy stop -i {interface}`"
-        );
+impl Daemon {
+    /// Descriptors of its maps; `None`: it ended before it answered.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub fn maps(self) -> Result<Option<Vec<OwnedFd>>> {
+        let answer = self.ask_for_descriptors(Request::Maps)?;
+        Ok(answer.map(|(_, descriptors)| descriptors))
     }
-    match parse_response(&line)? {
-        Response::HandedOver => Ok(Some((conversation, descriptors))),
-        Response::Error(error) => bail!("the daemon on {interface}: {error}"),
-        _ => bail!("the daemon on {interface} gave another answer than was asked for"),
-    }
-}
-
-fn receive(stream: &UnixStream) -> Result<(String, Vec<OwnedFd>)> {
-    let mut line = Vec::new();
-    let mut descriptors = Vec::new();
-    while line.last() != Some(&b'\n') && line.len() < RESPONSE_BYTES_MAX {
-        let mut part = [0; 256];
-        let mut parts = [IoSliceMut::new(&mut part)];
-        let mut space = cmsg_space!([i32; DESCRIPTORS_MAX]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made them for this process.
-                let owned = raw
-                    .into_iter()
-                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-                descriptors.extend(owned);
-            }
-        }
-        let bytes = message.bytes;
-        if bytes == 0 {
-            break;
-        }
-        line.extend_from_slice(&part[..bytes]);
-    }
-    Ok((String::from_utf8(line)?, descriptors))
 }
 
 /// Sends the line with the descriptors.
@@ -127,26 +78,13 @@ pub(super) async fn send(
     line: &str,
     descriptors: &[OwnedFd],
 ) -> Result<()> {
-    let raw: Vec<_> = descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() {
-        &rights[..0]
-    } else {
-        &rights[..]
-    };
-    let mut control = control;
+    let mut descriptors = descriptors;
     let mut rest = line.as_bytes();
     while !rest.is_empty() {
-        let sent = stream
-            .async_io(Interest::WRITABLE, || {
-                let parts = [IoSlice::new(rest)];
-                let flags = MsgFlags::MSG_NOSIGNAL;
-                sendmsg::<()>(stream.as_raw_fd(), &parts, control, flags, None)
-                    .map_err(std::io::Error::from)
-            })
-            .await?;
+        let some = || Ok(rights::send(stream, rest, descriptors, MsgFlags::empty())?);
+        let sent = stream.async_io(Interest::WRITABLE, some).await?;
         rest = &rest[sent..];
-        control = &[];
+        descriptors = &[];
     }
     Ok(())
 }

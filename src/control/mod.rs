@@ -4,38 +4,52 @@
 //! reach the daemon without any file in common, two instances on one interface
 //! collide at once, and nothing is left when the daemon dies.
 //!
-//! A client writes one [`Request`] as a line of JSON and reads one [`Response`].
+//! Everybody can take its name and connect to it, so both ends prove first that they are
+//! trusted (`trust.rs`). Then a client writes one [`Request`] as a line of JSON and reads one
+//! [`Response`].
 
+mod client;
+mod door;
 mod handover;
+mod names;
+mod rights;
+mod trust;
 
-use std::fmt::{self, Display, Formatter};
-use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
-use std::mem;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::sync::Arc;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
+use nix::sys::socket::{Backlog, listen};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::status::Status;
-pub use handover::{Handover, Predecessor, maps};
+pub use client::{Daemon, Found, Silent, Stranger, find};
+use door::Door;
+pub use handover::{Handover, Predecessor};
+use names::Name;
 
-const PREFIX: &str = "xdp-proxy/";
 /// A request is a few words; a client has this long to say them.
 const REQUEST_BYTES_MAX: u64 = 4096;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the daemon waits where no more clients fit.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client waits for the daemon.
-const RESPONSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a daemon says first to a client that it trusts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Greeting {
+    interface: String,
+}
+
+impl Greeting {
+    fn of(interface: &str) -> Greeting {
+        Greeting {
+            interface: interface.to_owned(),
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,26 +86,6 @@ pub enum Response {
     Error(String),
 }
 
-/// A daemon that is there and does not answer.
-#[derive(Debug)]
-pub struct Silent {
-    interface: String,
-}
-
-impl Display for Silent {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the daemon on {} does not answer within {} s: end it by SIGKILL; what it attached \
-             serves on until the next `xdp-proxy run` or `xdp-proxy stop`",
-            self.interface,
-            RESPONSE_DEADLINE.as_secs()
-        )
-    }
-}
-
-impl std::error::Error for Silent {}
-
 /// A client that waits for the response to its request.
 pub struct Caller {
     response: oneshot::Sender<(Response, Vec<OwnedFd>)>,
@@ -125,45 +119,56 @@ impl Caller {
 
 /// The daemon's end, held while it runs.
 pub struct Control {
-    /// The name that the socket has.
-    interface: String,
-    listener: Arc<tokio::net::UnixListener>,
-    sender: mpsc::Sender<(Request, Caller)>,
+    /// That the socket has.
+    name: Name,
+    door: Door,
     calls: mpsc::Receiver<(Request, Caller)>,
-    accepting: Option<JoinHandle<()>>,
+    receiving: JoinHandle<()>,
 }
 
 impl Control {
-    /// Takes the interface's name in this network namespace.
+    /// Takes the interface's name in this network namespace, and serves it. Where a stranger
+    /// has it, a name like it.
     ///
     /// # Errors
-    /// Another daemon holds it.
-    pub fn bind(interface: &str) -> Result<UnixListener> {
-        match UnixListener::bind_addr(&address(interface)?) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => bail!(
+    /// Another daemon is there.
+    pub fn bind(interface: &str) -> Result<Control> {
+        let (name, listener) = bind(interface)?;
+        let mut control = Control::on(interface, listener)?;
+        // Who else is about to begin is to find this one.
+        control.go_on();
+        let others = client::find_but(Some(interface), Some(&name))?;
+        if !others.daemons.is_empty() {
+            bail!(
                 "another xdp-proxy runs on {interface}: end it with `xdp-proxy stop -i \
                  {interface}`, or take its place with `run --take-over`"
-            ),
-            bound => bound.context("opening the control socket"),
+            );
         }
-    }
-
-    /// The same, and serves it.
-    pub fn listen(interface: &str) -> Result<Control> {
-        let mut control = Control::on(interface, Control::bind(interface)?)?;
-        control.go_on();
+        for stranger in others.strangers {
+            if stranger.may_be_a_daemon() {
+                bail!("{stranger}");
+            }
+            tracing::warn!("{stranger}");
+        }
+        control.tell_of_name();
         Ok(control)
     }
 
     /// Serves a socket that has the interface's name already, once it is told to go on.
+    ///
+    /// # Errors
+    /// There is no thread or descriptor to be had.
     pub fn on(interface: &str, listener: UnixListener) -> Result<Control> {
+        let name = Name::of_socket(&listener)?;
+        // So that the kernel knows whose it is now.
+        listen(&listener, Backlog::MAXALLOWABLE).context("opening the control socket")?;
         let (sender, calls) = mpsc::channel(16);
+        let (visitors, visits) = mpsc::unbounded_channel();
         Ok(Control {
-            interface: interface.to_owned(),
-            listener: served(listener)?,
-            sender,
+            name,
+            door: Door::new(interface, listener, visitors)?,
             calls,
-            accepting: None,
+            receiving: tokio::spawn(receive(visits, sender)),
         })
     }
 
@@ -174,93 +179,100 @@ impl Control {
 
     /// Another handle of the socket, for who is to have it next.
     pub fn descriptor(&self) -> Result<OwnedFd> {
-        let listener = self.listener.as_fd().try_clone_to_owned();
-        listener.context("handing over the control socket")
+        door::handle(&self.door.listener())
     }
 
     /// Lets clients wait: they are the next daemon's, or come when this one goes on.
     pub fn pause(&mut self) {
-        if let Some(accepting) = self.accepting.take() {
-            accepting.abort();
-        }
+        self.door.open(false);
     }
 
     pub fn go_on(&mut self) {
-        self.pause();
-        self.accepting = Some(accept(self.listener.clone(), self.sender.clone()));
+        self.door.open(true);
     }
 
-    /// Takes the name that the interface has now, if it has another one.
+    /// Takes the name that the interface has now, if the socket has another one: it was
+    /// renamed, or a stranger had it.
     ///
     /// # Errors
-    /// Another daemon holds that: clients still get here by the one before. To be called
-    /// again.
+    /// No socket is to be had: clients still get here by the one before. To be called again.
     pub fn follow(&mut self, interface: &str) -> Result<()> {
-        if interface == self.interface {
+        let is_renamed = interface != self.name.interface;
+        if !is_renamed && self.name.is_first() {
             return Ok(());
         }
-        let listener = Control::bind(interface).and_then(served);
-        self.listener =
-            listener.with_context(|| format!("clients still get here by {}", self.interface))?;
-        self.interface = interface.to_owned();
-        self.go_on();
+        let (name, listener) = match bind(interface) {
+            // It has one that is as good.
+            Ok((name, _)) if !is_renamed && !name.is_first() => return Ok(()),
+            bound => bound.with_context(|| format!("clients still get here by {}", self.name))?,
+        };
+        self.door.move_to(interface, listener);
+        self.name = name;
+        self.tell_of_name();
         Ok(())
+    }
+
+    /// Says once that the name is another one than clients would guess.
+    fn tell_of_name(&self) {
+        if !self.name.is_first() {
+            tracing::warn!(
+                "another process has the name @xdp-proxy/{}: commands get here by {}, which they \
+                 find in /proc",
+                self.name.interface,
+                self.name
+            );
+        }
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.pause();
+        self.receiving.abort();
     }
 }
 
-fn served(listener: UnixListener) -> Result<Arc<tokio::net::UnixListener>> {
-    listener
-        .set_nonblocking(true)
-        .and_then(|()| tokio::net::UnixListener::from_std(listener))
-        .map(Arc::new)
-        .context("serving the control socket")
-}
-
-/// Accepts clients on a task of its own.
-fn accept(
-    listener: Arc<tokio::net::UnixListener>,
-    calls: mpsc::Sender<(Request, Caller)>,
-) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
-                // Too many clients: those that say nothing leave by the deadline.
-                Err(error) => {
-                    tracing::debug!("a client of the control socket is to wait: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+/// Takes the interface's name, or, where somebody has it, a name like it.
+fn bind(interface: &str) -> Result<(Name, UnixListener)> {
+    let mut name = Name::of(interface)?;
+    loop {
+        match name.bind() {
+            Ok(listener) => return Ok((name, listener)),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => name = name.other(),
+            Err(error) => return Err(error).context("opening the control socket"),
         }
-    })
+    }
 }
 
-/// One client's conversation; its end drops `end`.
+/// Each trusted client's conversation is a task of its own.
+async fn receive(
+    mut visits: mpsc::UnboundedReceiver<UnixStream>,
+    calls: mpsc::Sender<(Request, Caller)>,
+) {
+    while let Some(stream) = visits.recv().await {
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::UnixStream::from_std(stream));
+        match stream {
+            Ok(stream) => drop(tokio::spawn(serve(stream, calls.clone()))),
+            Err(error) => tracing::debug!("a client of the control socket is lost: {error}"),
+        }
+    }
+}
+
+/// One trusted client's conversation; its end drops `end`.
 async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request, Caller)>) {
     let (mut end, conversation) = oneshot::channel();
     let talk = async {
-        let peer = stream.peer_cred()?.uid();
         let mut line = String::new();
         let mut reader = tokio::io::BufReader::new((&mut stream).take(REQUEST_BYTES_MAX));
         tokio::time::timeout(REQUEST_DEADLINE, reader.read_line(&mut line)).await??;
-        let (response, descriptors) = if peer != 0 && peer != geteuid().as_raw() {
-            let word = format!("user {peer} may not control a daemon of another user");
-            (Response::Error(word), Vec::new())
-        } else {
-            let (sender, response) = oneshot::channel();
-            let caller = Caller {
-                response: sender,
-                conversation,
-            };
-            calls.send((serde_json::from_str(&line)?, caller)).await?;
-            response.await?
+        let (sender, response) = oneshot::channel();
+        let caller = Caller {
+            response: sender,
+            conversation,
         };
+        calls.send((serde_json::from_str(&line)?, caller)).await?;
+        let (response, descriptors) = response.await?;
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');
         handover::send(&stream, &text, &descriptors).await?;
@@ -276,76 +288,4 @@ async fn serve(mut stream: tokio::net::UnixStream, calls: mpsc::Sender<(Request,
     if let Err(error) = talk.await {
         tracing::debug!("a client of the control socket left: {error:#}");
     }
-}
-
-/// `None`: no daemon runs there.
-fn connect(interface: &str) -> Result<Option<UnixStream>> {
-    let stream = match UnixStream::connect_addr(&address(interface)?) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(None),
-        connected => connected.context("connecting to the daemon")?,
-    };
-    stream.set_read_timeout(Some(RESPONSE_DEADLINE))?;
-    Ok(Some(stream))
-}
-
-fn send_request(stream: &mut UnixStream, request: Request) -> Result<()> {
-    let line = serde_json::to_string(&request)? + "\n";
-    stream
-        .write_all(line.as_bytes())
-        .context("asking the daemon")
-}
-
-fn parse_response(line: &str) -> Result<Response> {
-    serde_json::from_str(line).context("the daemon's answer is of another version")
-}
-
-/// Asks the daemon on an interface; `None` if none runs there, or it ended
-/// before it answered.
-pub fn ask(interface: &str, request: Request) -> Result<Option<Response>> {
-    let Some(mut stream) = connect(interface)? else {
-        return Ok(None);
-    };
-    let mut line = serde_json::to_string(&request)?;
-    line.push('\n');
-    let request = mem::take(&mut line);
-    let answered = stream
-        .write_all(request.as_bytes())
-        .and_then(|()| BufReader::new(stream).read_line(&mut line));
-    match answered {
-        Ok(0) => return Ok(None),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
-            ) =>
-        {
-            return Ok(None);
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            let interface = interface.to_owned();
-            return Err(Silent { interface }.into());
-        }
-        answered => answered.context("waiting for the daemon's answer")?,
-    };
-    parse_response(&line).map(Some)
-}
-
-/// The interfaces that daemons of this network namespace run on.
-pub fn daemons() -> Result<Vec<String>> {
-    let sockets =
-        fs::read_to_string("/proc/self/net/unix").context("reading /proc/self/net/unix")?;
-    let marker = format!("@{PREFIX}");
-    let mut interfaces: Vec<String> = sockets
-        .lines()
-        .filter_map(|line| line.split_once(&marker))
-        .map(|(_, interface)| interface.to_owned())
-        .collect();
-    interfaces.sort();
-    interfaces.dedup();
-    Ok(interfaces)
-}
-
-fn address(interface: &str) -> Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("{PREFIX}{interface}"))
-        .with_context(|| format!("{interface:?} is no name of an interface"))
 }

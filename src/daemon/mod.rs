@@ -129,7 +129,8 @@ impl Daemon {
                 }
                 () = self.checks.changed() => self.apply(|_| ()),
                 Some((request, caller)) = control.call() => {
-                    if let Some(end) = self.answer(&mut control, request, caller).await {
+                    let answered = self.answer(&mut control, &mut signals, request, caller);
+                    if let Some(end) = answered.await {
                         return end;
                     }
                 }
@@ -161,6 +162,7 @@ impl Daemon {
     async fn answer(
         &mut self,
         control: &mut Control,
+        signals: &mut Signals,
         request: Request,
         caller: Caller,
     ) -> Option<End> {
@@ -175,8 +177,7 @@ impl Daemon {
             },
             Request::TakeOver => match self.descriptors(control) {
                 Ok(descriptors) => {
-                    self.hand_over(control, caller, descriptors).await;
-                    return None;
+                    return self.hand_over(control, signals, caller, descriptors).await;
                 }
                 Err(error) => Err(error),
             },
@@ -206,18 +207,25 @@ impl Daemon {
     }
 
     /// Hands everything over and waits until the other one has taken the place of this
-    /// one's program, or has given up; else this daemon goes on, and so do the maps.
+    /// one's program, has given up, or a signal comes. Returns why the daemon ends; else it
+    /// goes on, and so do the maps.
     async fn hand_over(
         &mut self,
         control: &mut Control,
+        signals: &mut Signals,
         caller: Caller,
         descriptors: Vec<OwnedFd>,
-    ) {
+    ) -> Option<End> {
         tracing::info!("{}: another xdp-proxy takes over", self.interface.name);
         control.pause();
         self.handed_over = true;
         // Meanwhile nobody else writes to the maps.
-        let _ = tokio::time::timeout(HAND_OVER_DEADLINE, caller.hand_over(descriptors)).await;
+        let is_to_end = tokio::select! {
+            () = caller.hand_over(descriptors) => false,
+            () = tokio::time::sleep(HAND_OVER_DEADLINE) => false,
+            _ = signals.interrupt.recv() => true,
+            _ = signals.terminate.recv() => true,
+        };
         let asking = Instant::now();
         loop {
             self.look_after().await;
@@ -228,10 +236,14 @@ impl Daemon {
             tokio::time::sleep(LOOK_PAUSE).await;
         }
         if self.taken_over {
-            return;
+            return Some(End::TakenOver);
+        }
+        if is_to_end {
+            return Some(End::Signal);
         }
         tracing::warn!("{}: it did not, and this one goes on", self.interface.name);
         control.go_on();
+        None
     }
 
     /// The indexes of the backends of the service at a place of the configuration.

@@ -2,8 +2,6 @@
 //! From nothing, from what a dead daemon left, or from what a running one hands
 //! over, to the program attached; and the end.
 
-use std::os::unix::net::UnixListener;
-
 use anyhow::{Result, bail};
 
 use super::routes::{addresses_with_flows, backend_addresses, choose_interface, held_vip, vips};
@@ -43,7 +41,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     let signals = Signals::new()?;
     let plan = health::Plan::new(&config)?;
     let Place {
-        listener,
+        control,
         found,
         predecessor,
     } = Place::take(&interface, manner.takes_over)?;
@@ -71,7 +69,6 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
 
     let trunk = Trunk::look(&interface).await?;
     let default_source = held_vip(&config, &interface).await?;
-    let control = Control::on(&interface.name, listener)?;
     let surroundings = Surroundings {
         interface,
         trunk,
@@ -103,7 +100,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
 
 /// The place on the interface that the daemon takes.
 struct Place {
-    listener: UnixListener,
+    control: Control,
     /// A program that is there, with its flows.
     found: Option<Found>,
     /// The daemon that waits for this one.
@@ -120,7 +117,7 @@ impl Place {
         };
         let Some(handover) = handover else {
             return Ok(Place {
-                listener: Control::bind(&interface.name)?,
+                control: Control::bind(&interface.name)?,
                 found: attach::find(interface)?,
                 predecessor: None,
             });
@@ -132,7 +129,7 @@ impl Place {
             predecessor,
         } = handover;
         Ok(Place {
-            listener,
+            control: Control::on(&interface.name, listener)?,
             found: Some(attach::receive(interface, program, maps)?),
             predecessor: Some(predecessor),
         })

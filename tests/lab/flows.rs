@@ -2,13 +2,12 @@
 //! `flows` and `status`, whether a daemon runs or not.
 
 use std::net::UdpSocket;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use xdp_proxy::control::Control;
 
 use crate::common::echo::Echo;
 use crate::common::http::Connection;
@@ -257,25 +256,29 @@ fn status_and_flows_of_a_daemon_that_hangs_are_what_is_in_the_kernel() {
     let kept = lab.within("client", || Connection::open(LB).unwrap());
     lb.signal(Signal::SIGKILL);
     lb.wait();
-    // It has the daemon's place and says nothing.
-    let address = SocketAddr::from_abstract_name("xdp-proxy/eth0").unwrap();
-    let silent = lab.within("lb", || UnixListener::bind_addr(&address).unwrap());
+    // It has the daemon's place, proves that it may, and says nothing.
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.unwrap();
+    let silent = lab.within("lb", || {
+        let _entered = runtime.enter();
+        Control::bind("eth0").unwrap()
+    });
     let [status, flows, stop] = thread::scope(|scope| {
         ["status --json", "flows --json", "stop"]
             .map(|command| scope.spawn(|| lab.proxy(command)))
             .map(|thread| thread.join().unwrap())
     });
-    for output in [&status, &flows, &stop] {
+    let word = "the daemon on eth0 does not answer within 10 s: end it by SIGKILL";
+    for output in [&status, &flows] {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let word = "xdp-proxy: the daemon on eth0 does not answer within 10 s: end it by SIGKILL";
-        assert!(stderr.starts_with(word), "{stderr}");
+        assert!(stderr.starts_with(&format!("warning: {word}")), "{stderr}");
     }
+    assert!(refusal(&stop, 1).contains(word));
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["pid"], Value::Null, "{status:#}");
     assert_eq!(status["services"][0]["flows"], 1, "{status:#}");
     let flows: Value = serde_json::from_slice(&flows.stdout).unwrap();
     assert_eq!(flows["count"], 1, "{flows:#}");
-    refusal(&stop, 1);
 
     drop((silent, kept));
     let stopped = lab.at("lb", &format!("{BINARY} stop"));
