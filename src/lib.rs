@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod flows;
 pub mod health;
 pub mod inspect;
+pub mod log;
 pub mod maglev;
 pub mod manager;
 pub mod neighbour;

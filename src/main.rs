@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter as _;
 
 use xdp_proxy::cli::{self, Cli, Command, ConfigArgs, DrainArgs, RunArgs};
 use xdp_proxy::commands::Outcome;
 use xdp_proxy::config::{self, ConfigError, HostPorts};
+use xdp_proxy::log::Log;
 use xdp_proxy::service::Config;
 use xdp_proxy::terminal::printable;
 use xdp_proxy::{commands, daemon, inspect};
@@ -19,7 +21,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let done = dispatch(cli.command);
+    let mut log = None;
+    let done = dispatch(cli.command, &mut log);
     let code = match &done {
         Ok(()) => 0,
         Err(error) if error.is::<ConfigError>() => 2,
@@ -28,13 +31,20 @@ fn main() -> ExitCode {
     if let Err(error) = done {
         let line = format!("xdp-proxy: {error:#}\n");
         let line = printable(&line);
-        // Nobody may read it any more; that is no reason to panic.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        // Nobody may read it any more; that is no reason to panic, or to wait.
+        let _ = match &log {
+            Some(log) => log.make_writer().write_all(line.as_bytes()),
+            None => std::io::stderr().write_all(line.as_bytes()),
+        };
+    }
+    if let Some(log) = log {
+        log.end();
     }
     ExitCode::from(code)
 }
 
-fn dispatch(command: Command) -> Result<()> {
+/// Does the command. The daemon's log, if there is one, is to be ended.
+fn dispatch(command: Command, log: &mut Option<Log>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -42,7 +52,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => {
             let config = load(args.config.clone())?;
-            log_to_stderr(&args);
+            log_to_stderr(&args, log)?;
             let manner = daemon::Manner {
                 takes_over: args.take_over,
                 persists: args.persist,
@@ -95,7 +105,7 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn log_to_stderr(args: &RunArgs) {
+fn log_to_stderr(args: &RunArgs, log: &mut Option<Log>) -> Result<()> {
     let level = match i16::from(args.verbose) - i16::from(args.quiet) {
         ..=-2 => LevelFilter::ERROR,
         -1 => LevelFilter::WARN,
@@ -103,12 +113,14 @@ fn log_to_stderr(args: &RunArgs) {
         1 => LevelFilter::DEBUG,
         2.. => LevelFilter::TRACE,
     };
+    let writer = log.insert(Log::begin().context("starting to log")?);
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(writer.clone())
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         // It would tell stderr that stderr can't be written to, and panic.
         .log_internal_errors(false)
         .with_max_level(level)
         .init();
+    Ok(())
 }
