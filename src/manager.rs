@@ -3,7 +3,14 @@
 //! (sd_notify(3)), and the watchdog that it keeps.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::future::pending;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{env, io};
 
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -11,6 +18,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 /// Of what is served, as much is told: a service manager drops a message of more than
 /// 4,096 bytes as a whole, and with it that the daemon is ready.
 const STATUS_BYTES_MAX: usize = 2000;
+
+/// How long a service manager may take to take a message in. (The library that writes the
+/// messages would wait for ever.)
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the service manager is to be told that the daemon is alive.
 pub struct Watchdog(Option<Interval>);
@@ -37,7 +48,8 @@ impl Watchdog {
 
 /// The daemon is alive. To be said by the loop whose hanging is to be noticed.
 pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    // The next one comes soon; without a socket none would have been asked for.
+    let _ = send(&[NotifyState::Watchdog], None);
 }
 
 /// Traffic is served; after a reload too, whatever came of it.
@@ -67,17 +79,45 @@ fn bounded(status: &str) -> Cow<'_, str> {
     if status.len() <= STATUS_BYTES_MAX {
         return status.into();
     }
-    let mut end = status.floor_char_boundary(STATUS_BYTES_MAX);
+    let mut end = STATUS_BYTES_MAX;
+    while !status.is_char_boundary(end) {
+        end -= 1;
+    }
     end = status[..end].rfind(SEPARATOR).unwrap_or(end);
     let more = status[end..].matches(SEPARATOR).count().max(1);
     format!("{}, and {more} more", &status[..end]).into()
 }
 
-/// Without a service manager this does nothing.
+/// Without a service manager this does nothing. It waits no longer than a moment for one that
+/// does not read.
 fn tell(state: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(state) {
+    static FAILED: AtomicBool = AtomicBool::new(false);
+    let told = send(state, Some(PATIENCE));
+    let failed = told.is_err();
+    if let Err(error) = told
+        && !FAILED.load(Ordering::Relaxed)
+    {
         tracing::warn!("telling the service manager: {error}");
     }
+    FAILED.store(failed, Ordering::Relaxed);
+}
+
+fn send(state: &[NotifyState], patience: Option<Duration>) -> io::Result<()> {
+    let Some(manager) = env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match manager.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    match patience {
+        Some(patience) => socket.set_write_timeout(Some(patience))?,
+        None => socket.set_nonblocking(true)?,
+    }
+    let message: String = state.iter().map(|state| format!("{state}\n")).collect();
+    socket.send_to_addr(message.as_bytes(), &address)?;
+    Ok(())
 }
 
 #[cfg(test)]

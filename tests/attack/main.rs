@@ -10,7 +10,13 @@ mod flood;
 mod forged;
 mod half_closed;
 mod loop_errors;
+mod names;
+mod signals;
+mod stranger;
+mod strangers;
 mod tracer;
+mod unread;
+mod users;
 
 use common::lab::Lab;
 
