@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The subcommands that are not the daemon: `check`, `drain`, `reload`, `stop`.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -118,16 +119,11 @@ pub fn drain(
 pub async fn stop(interface: Option<&str>) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let found = control::find(interface)?;
-    let mut alive = Vec::new();
-    for stranger in found.strangers {
-        // What it attached it would attach again.
-        if stranger.may_be_a_daemon() {
-            outcome.fail(&stranger);
-            alive.push(stranger.interface().to_owned());
-        } else {
-            terminal::warn(stranger);
-        }
-    }
+    found.tell_of_strangers(|word| terminal::warn(word));
+    // What a daemon attached that hangs, or was not found among many, it would attach again.
+    let unsure = found.strangers.iter();
+    let unsure = unsure.filter(|one| one.may_be_a_daemon() || !one.was_asked());
+    let mut alive: BTreeSet<String> = unsure.map(|one| one.interface().to_owned()).collect();
     for daemon in found.daemons {
         let name = daemon.interface.clone();
         match daemon.ask(Request::Stop) {
@@ -138,7 +134,7 @@ pub async fn stop(interface: Option<&str>) -> Result<Outcome> {
             Ok(Some(_) | None) => {}
             Err(error) => {
                 outcome.fail(format!("{error:#}"));
-                alive.push(name);
+                alive.insert(name);
             }
         }
     }
@@ -153,6 +149,12 @@ pub async fn stop(interface: Option<&str>) -> Result<Outcome> {
     };
     for Interface { index, name, .. } in left {
         if alive.contains(&name) {
+            if let Ok(Some(found)) = found_on(index) {
+                outcome.fail(format!(
+                    "{name}: program {} is left as it is, as its daemon may be alive",
+                    found.id
+                ));
+            }
             continue;
         }
         match remove_left(index) {
@@ -182,7 +184,7 @@ fn remove_left(interface: u32) -> Result<Option<u32>> {
 /// The daemons on an interface, or on all; on stderr, who else has their names.
 pub(crate) fn daemons(interface: Option<&str>) -> Result<Vec<Daemon>> {
     let found = control::find(interface)?;
-    found.strangers.iter().for_each(terminal::warn);
+    found.tell_of_strangers(|word| terminal::warn(word));
     Ok(found.daemons)
 }
 

@@ -20,10 +20,13 @@ use nix::sys::stat::stat;
 use super::names::{self, Name};
 use super::{Greeting, Request, Response, rights, trust};
 
-/// How long who has a name may take to prove itself, and all of them together. The daemon's
-/// loop has no part in it, so it takes a moment.
+/// How long who has a name may take to prove itself: one of the first, one of the many after
+/// them, and all together. The daemon's loop has no part in it, so it takes a moment.
 const PROOF_DEADLINE: Duration = Duration::from_secs(2);
+const PROOF_DEADLINE_OF_MANY: Duration = Duration::from_millis(500);
 const SEARCH_DEADLINE: Duration = Duration::from_secs(6);
+/// So many strangers are told of one by one.
+const TOLD_MAX: usize = 30;
 /// So many are asked at once; each takes a descriptor.
 const AT_ONCE: usize = 256;
 /// Before somebody who has hung up, or has no room for clients, is asked again.
@@ -117,15 +120,18 @@ pub(super) fn find_but(interface: Option<&str>, own: Option<&Name>) -> Result<Fo
     names.retain(|name| Some(name) != own);
     let mut found = Found::default();
     let end = Instant::now() + SEARCH_DEADLINE;
-    for some in names.chunks(AT_ONCE) {
-        let end = end.min(Instant::now() + PROOF_DEADLINE);
+    for (index, some) in names.chunks(AT_ONCE).enumerate() {
+        let patience = match index {
+            0 => PROOF_DEADLINE,
+            _ => PROOF_DEADLINE_OF_MANY,
+        };
+        let end = end.min(Instant::now() + patience);
         let mut calls: Vec<Call> = some.iter().cloned().map(Call::new).collect();
-        loop {
+        while Instant::now() < end {
             for call in &mut calls {
                 call.go_on()?;
             }
-            let is_over = Instant::now() >= end;
-            if is_over || calls.iter().all(Call::is_over) {
+            if calls.iter().all(Call::is_over) {
                 break;
             }
             wait(&calls, end)?;
@@ -146,6 +152,20 @@ pub(super) fn find_but(interface: Option<&str>, own: Option<&Name>) -> Result<Fo
     // One daemon may have several names while it changes them.
     found.daemons.sort_by(|a, b| a.interface.cmp(&b.interface));
     Ok(found)
+}
+
+impl Found {
+    /// Says who has daemons' names and is none.
+    pub fn tell_of_strangers(&self, say: impl Fn(&str)) {
+        let told = self.strangers.iter().take(TOLD_MAX);
+        told.for_each(|stranger| say(&stranger.to_string()));
+        let more = self.strangers.len().saturating_sub(TOLD_MAX);
+        if more > 0 {
+            say(&format!(
+                "{more} more daemons' names are held by others that don't prove to be one"
+            ));
+        }
+    }
 }
 
 /// Who has one name, as far as it is known.
@@ -338,6 +358,11 @@ impl Holder {
 }
 
 impl Stranger {
+    /// Others took all the time that there was.
+    pub fn was_asked(&self) -> bool {
+        self.holder.is_some()
+    }
+
     pub fn interface(&self) -> &str {
         &self.name.interface
     }

@@ -33,9 +33,10 @@ use door::Door;
 pub use handover::{Handover, Predecessor};
 use names::Name;
 
-/// A request is a few words; a client has this long to say them.
+/// A request is a few words; a client has this long to say them, more than it may take it to
+/// find all daemons.
 const REQUEST_BYTES_MAX: u64 = 4096;
-const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a daemon says first to a client that it trusts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -144,12 +145,10 @@ impl Control {
                  {interface}`, or take its place with `run --take-over`"
             );
         }
-        for stranger in others.strangers {
-            if stranger.may_be_a_daemon() {
-                bail!("{stranger}");
-            }
-            tracing::warn!("{stranger}");
+        if let Some(hung) = others.strangers.iter().find(|s| s.may_be_a_daemon()) {
+            bail!("{hung}");
         }
+        others.tell_of_strangers(|word| tracing::warn!("{word}"));
         control.tell_of_name();
         Ok(control)
     }

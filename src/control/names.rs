@@ -20,7 +20,7 @@ const PREFIX: &str = "xdp-proxy/";
 const INTERFACE_BYTES: usize = 16;
 /// The longest line of the list: a name has 107 bytes at most.
 const LINE_BYTES_MAX: u64 = 512;
-/// As many names are asked at most; whoever takes more is no daemon.
+/// As many names are looked at, of interfaces that are there and of others.
 const NAMES_MAX: usize = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,33 +115,39 @@ pub(super) fn taken(interface: Option<&str>) -> Result<Vec<Name>> {
         (Err(_), Some(interface)) => return Ok(vec![Name::of(interface)?]),
         (Err(error), None) => return Err(error).context("reading /proc/thread-self/net/unix"),
     };
+    let there: BTreeSet<String> = if_nameindex().map_or_else(
+        |_| BTreeSet::new(),
+        |all| {
+            let names = all.iter().map(|there| there.name().to_string_lossy());
+            names.map(String::from).collect()
+        },
+    );
     let marker = format!("@{PREFIX}").into_bytes();
     let mut sockets = BufReader::new(sockets);
-    let mut names = BTreeSet::new();
+    let (mut likely, mut others) = (BTreeSet::new(), BTreeSet::new());
     let mut line = Vec::new();
-    while names.len() < NAMES_MAX {
+    loop {
         line.clear();
-        let read = (&mut sockets)
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line);
+        let part = (&mut sockets).take(LINE_BYTES_MAX);
+        let read = { part }.read_until(b'\n', &mut line);
         if read.context("reading /proc/thread-self/net/unix")? == 0 {
             break;
         }
         let line = line.strip_suffix(b"\n").unwrap_or(&line);
         let place = line.windows(marker.len()).position(|part| part == marker);
         let name = place.and_then(|place| Name::parse(&line[place + marker.len()..]));
-        names.extend(name.filter(|name| interface.is_none_or(|meant| meant == name.interface)));
+        let Some(name) = name.filter(|name| interface.is_none_or(|i| i == name.interface)) else {
+            continue;
+        };
+        let names = match there.contains(&name.interface) {
+            true => &mut likely,
+            false => &mut others,
+        };
+        if names.len() < NAMES_MAX {
+            names.insert(name);
+        }
     }
-    let there = if_nameindex().map_or_else(
-        |_| Vec::new(),
-        |all| {
-            let names = all
-                .iter()
-                .map(|there| there.name().to_string_lossy().into_owned());
-            names.collect()
-        },
-    );
-    let mut names = Vec::from_iter(names);
+    let mut names: Vec<Name> = likely.into_iter().chain(others).collect();
     names.sort_by_key(|name| (!there.contains(&name.interface), !name.is_first()));
     Ok(names)
 }

@@ -177,6 +177,12 @@ fn descriptors_that_linger_hold_up_neither_the_loop_nor_other_users() {
     let test = "descriptors_that_linger_hold_up_neither_the_loop_nor_other_users";
     let Some(lab) = crate::lab(test) else { return };
     let lb = lab.balance(TWO);
+    let threads = || {
+        let pid = lab.status()["pid"].as_u64().unwrap();
+        let threads = lab.path(&format!("/proc/{pid}/task"));
+        std::fs::read_dir(threads).unwrap().count()
+    };
+    let before = threads();
     let held = as_stranger(&lab, NOBODY, || {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -189,11 +195,18 @@ fn descriptors_that_linger_hold_up_neither_the_loop_nor_other_users() {
             let minute = Duration::from_secs(60);
             SockRef::from(&sender).set_linger(Some(minute)).unwrap();
             let line = knock("eth0").unwrap();
-            pass(&line, b"\n", sender.as_fd());
+            // Who closes it last has to wait: if that is this side, it is on a thread that
+            // nobody waits for.
+            let handle = line.try_clone().unwrap();
+            std::thread::spawn(move || {
+                pass(&handle, b"\n", sender.as_fd());
+                drop(sender);
+            });
             (receiver, line)
         });
         lingering.collect::<Vec<_>>()
     });
+    println!("{before} threads before, {} now", threads());
     let start = Instant::now();
     for _ in 0..3 {
         lab.status();

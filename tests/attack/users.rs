@@ -112,7 +112,7 @@ fn a_link_on_a_bpffs_that_all_may_write_to_leads_root_nowhere() {
         lb.wait();
         assert!(bpffs.stop().starts_with("detached: eth0"), "{played}");
         assert_eq!(fs::read(lab.path(&victim)).unwrap(), b"all\n", "{played}");
-        lab.script("rm -rf /run/bpf/*; chmod 1777 /run/bpf");
+        lab.script("rm -rf /run/bpf/xdp-proxy; chmod 1777 /run/bpf");
     }
 }
 

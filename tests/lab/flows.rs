@@ -284,3 +284,26 @@ fn status_and_flows_of_a_daemon_that_hangs_are_what_is_in_the_kernel() {
     let stopped = lab.at("lb", &format!("{BINARY} stop"));
     assert!(stopped.starts_with("detached: eth0"), "{stopped}");
 }
+
+#[test]
+fn what_a_daemon_attached_that_is_stopped_is_shown_and_left_as_it_is() {
+    let test = "what_a_daemon_attached_that_is_stopped_is_shown_and_left_as_it_is";
+    let Some(lab) = crate::lab(test) else { return };
+    let lb = lab.balance(TWO);
+    let there = lab.attached();
+    lb.signal(Signal::SIGSTOP);
+    for command in ["status", "flows"] {
+        let output = lab.proxy(command);
+        assert!(output.status.success(), "{output:?}");
+        let words = String::from_utf8(output.stderr).unwrap();
+        let word = "of user 0 has the name @xdp-proxy/eth0 and does not prove";
+        assert!(words.contains(word), "{words}");
+    }
+    let error = refusal(&lab.proxy("stop"), 1);
+    assert!(error.contains("its daemon may be alive"), "{error}");
+    let error = refusal(&lab.proxy(&format!("run {TWO}")), 1);
+    assert!(error.contains("has the name @xdp-proxy/eth0"), "{error}");
+    assert_eq!(lab.attached(), there);
+    lb.signal(Signal::SIGCONT);
+    lb.end();
+}

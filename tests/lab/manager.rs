@@ -118,6 +118,32 @@ fn a_service_manager_hears_of_readiness_reloads_and_the_end() {
     assert_eq!(lb.wait().code(), Some(0));
 }
 
+/// A message of more than 4,096 bytes is dropped as a whole.
+#[test]
+fn readiness_of_three_hundred_services_is_heard() {
+    let Some(lab) = crate::lab("readiness_of_three_hundred_services_is_heard") else {
+        return;
+    };
+    let manager = Manager::listen(&lab);
+    let services = (0..300).map(|i| {
+        format!(
+            "[[service]]\nlisten = \"{LB}:{}\"\nhealth = {{ type = \"none\" }}\n\
+             [[service.backend]]\naddress = \"{HTTP1}:80\"\n",
+            20_000 + i
+        )
+    });
+    let file = lab.write("many.toml", &services.collect::<String>());
+    let lb = manager.start(&lab, &format!("-c {file}"));
+    assert!(lb.ready.len() > 4096);
+    let ready = manager.hear_of("READY");
+    assert!(ready["STATUS"].ends_with(" more"), "{ready:?}");
+    lb.signal(Signal::SIGHUP);
+    manager.hear_of("RELOADING");
+    let length = manager.hear_of("READY")["STATUS"].len();
+    assert!(length < 2100, "{length} bytes");
+    lb.end();
+}
+
 /// Nobody else can open the file until this one is dropped, or 45 s are over
 /// (`fs.lease-break-time`).
 fn lease(path: &Path) -> File {
