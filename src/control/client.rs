@@ -24,7 +24,7 @@ use super::{Greeting, Request, Response, rights, trust};
 /// them, and all together. The daemon's loop has no part in it, so it takes a moment.
 const PROOF_DEADLINE: Duration = Duration::from_secs(2);
 const PROOF_DEADLINE_OF_MANY: Duration = Duration::from_millis(500);
-const SEARCH_DEADLINE: Duration = Duration::from_secs(6);
+const SEARCH_DEADLINE: Duration = Duration::from_secs(4);
 /// So many strangers are told of one by one.
 const TOLD_MAX: usize = 30;
 /// So many are asked at once; each takes a descriptor.

@@ -14,7 +14,7 @@ use crate::common::http;
 use crate::common::lab::{BINARY, LB, Lab, TWO, refusal};
 use crate::stranger::{NOBODY, ROOT, knock, names, pass, receive, squat};
 
-/// A command may take so long, whatever strangers do: six seconds, and what this machine is
+/// A command may take so long, whatever strangers do: four seconds, and what this machine is
 /// busy with besides.
 const PATIENCE: Duration = Duration::from_secs(15);
 const BINARY_WITHIN: &str = "prlimit --as=300000000 /run/xdp-proxy";

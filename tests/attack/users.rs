@@ -116,6 +116,35 @@ fn a_link_on_a_bpffs_that_all_may_write_to_leads_root_nowhere() {
     }
 }
 
+/// As the unit has it: root's bpffs, which nobody else may read, and a folder in it for the
+/// user that it runs as. Root may tidy there.
+#[test]
+fn a_folder_that_root_has_given_to_the_daemons_user_is_good_for_pins() {
+    let test = "a_folder_that_root_has_given_to_the_daemons_user_is_good_for_pins";
+    let Some(lab) = crate::lab(test) else { return };
+    let bpffs = Bpffs::mount(&lab);
+    lab.script(
+        "umount /run/bpf; mount -t bpf -o mode=0700 bpf /run/bpf; chmod a+x /run/bpf
+         mkdir -m 700 /run/bpf/xdp-proxy; chown 65534 /run/bpf/xdp-proxy",
+    );
+    let list = "-all,+net_admin,+bpf,+perfmon,+net_raw";
+    let user = format!("{NOBODY} --inh-caps={list} --ambient-caps={list} --bounding-set={list}");
+    let line = format!("{} {user} {BINARY} run {TWO}", bpffs.within);
+    for _ in 0..2 {
+        let lb = lab.balance_by(&line);
+        assert!(!lb.log().contains("WARN"), "{}", lb.log());
+        assert_eq!(bpffs.programs().len(), 1);
+        lb.signal(Signal::SIGKILL);
+        lb.wait();
+    }
+    let lb = lab.balance_by(&line);
+    assert!(lb.log().contains("taking over program"), "{}", lb.log());
+    lb.signal(Signal::SIGKILL);
+    lb.wait();
+    assert!(bpffs.stop().starts_with("detached: eth0"));
+    assert_eq!(lab.script("find /run/bpf -mindepth 2"), "");
+}
+
 /// Pins in the folder of an ordinary user, whom root has given it: he can't have the next
 /// daemon believe in maps of his own.
 #[test]

@@ -63,6 +63,11 @@ impl<'a> Balancer<'a> {
         kill(Pid::from_raw(pid as i32), signal).unwrap();
     }
 
+    /// Goes on after SIGSTOP: nsenter stops with it, and has it go on with itself.
+    pub fn go_on(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGCONT).unwrap();
+    }
+
     /// Its log, and how it ended.
     pub fn outcome(self) -> (String, ExitStatus) {
         let log = self.log.clone();

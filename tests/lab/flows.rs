@@ -304,6 +304,7 @@ fn what_a_daemon_attached_that_is_stopped_is_shown_and_left_as_it_is() {
     let error = refusal(&lab.proxy(&format!("run {TWO}")), 1);
     assert!(error.contains("has the name @xdp-proxy/eth0"), "{error}");
     assert_eq!(lab.attached(), there);
-    lb.signal(Signal::SIGCONT);
+    lb.go_on();
+    lb.until("going on", |status| status["pid"].is_u64());
     lb.end();
 }

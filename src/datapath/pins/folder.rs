@@ -118,7 +118,8 @@ impl Folder {
     /// It can't be read.
     pub fn names(&self) -> Result<Vec<String>> {
         let doing = || format!("reading {}", self.path);
-        let mut dir = Dir::openat(&self.fd, ".", flags(), Mode::empty()).with_context(doing)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = Dir::openat(&self.fd, ".", flags, Mode::empty()).with_context(doing)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let entry = entry.with_context(doing)?;
@@ -185,8 +186,9 @@ impl Display for Folder {
     }
 }
 
+/// To go through a folder it need not be readable.
 fn flags() -> OFlag {
-    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
+    OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC
 }
 
 /// It is this user's or root's.
