@@ -13,7 +13,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::world::{Before, Informants, Surroundings};
 use super::{Daemon, world};
@@ -121,6 +121,9 @@ impl Daemon {
         surroundings: Option<Surroundings>,
     ) -> Result<()> {
         // All that can fail.
+        if self.undecided.is_some() {
+            bail!("what became of the last change can't be asked for yet: try again");
+        }
         self.try_to_pay()?;
         let trunk = surroundings.as_ref().map_or(&self.trunk, |all| &all.trunk);
         let mut datapath = self.datapath.successor(&tables, trunk.has_vlans)?;
@@ -172,10 +175,11 @@ impl Daemon {
             self.trunk = surroundings.trunk;
             self.neighbours = surroundings.neighbours;
             self.checks = surroundings.checks;
+            self.deaf = false;
         }
         self.attachment.goes_on_with(program);
         self.unwritten.follows(&self.tables);
-        self.deaf = false;
+        self.tell_interface(&self.neighbours.interface());
         self.pay();
         self.apply(|_| ());
         self.sweep();

@@ -12,7 +12,7 @@ use super::Daemon;
 use super::routes::path_of;
 use crate::datapath::Maps;
 use crate::manager;
-use crate::neighbour::DisplayMac;
+use crate::neighbour::{DisplayMac, Interface};
 use crate::service::Health;
 use crate::tables::{BackendTable, Condition, Path, Tables, Tenure};
 
@@ -162,12 +162,16 @@ impl Daemon {
         path
     }
 
+    /// Tells the program what frames it gets.
+    pub(super) fn tell_interface(&mut self, interface: &Interface) {
+        let told = self.datapath.write_interface(interface.mac, interface.mtu);
+        self.troubles.note("telling the program its MAC", told);
+    }
+
     fn apply_interface(&mut self) {
         let interface = self.neighbours.interface();
         if (interface.mac, interface.mtu) != (self.interface.mac, self.interface.mtu) {
-            let written = self.datapath.write_interface(interface.mac, interface.mtu);
-            self.troubles
-                .note("telling the program the interface's MAC", written);
+            self.tell_interface(&interface);
             tracing::info!(
                 "{}: MAC {}, MTU {}",
                 interface.name,
