@@ -230,11 +230,16 @@ pub struct Timeouts {
     pub closing: Duration,
 }
 
+/// A keepalive of 2 hours must find its flow (RFC 5382, REQ-5: 2 hours 4 minutes at least), also
+/// one whose timer is late: the kernel's may be by up to 262 s after so long a time (its wheel's
+/// levels, HZ 1000). Then the next multiple of ten minutes.
+const TCP_IDLE_S: u64 = 130 * 60;
+
 impl Timeouts {
     /// The defaults for a protocol's services.
     pub fn of(protocol: Protocol) -> Timeouts {
         let (unanswered, established) = match protocol {
-            Protocol::Tcp => (5, 2 * 60 * 60),
+            Protocol::Tcp => (5, TCP_IDLE_S),
             Protocol::Udp => (30, 120),
         };
         Timeouts {

@@ -195,7 +195,7 @@ forwarding = "nat"
 scheduler = "maglev"
 source = [] # the address that reaches the backend
 source_ports = "1024-32767,61000-65535"
-timeouts = { unanswered = "5s", established = "2h", half_closed = "5m", closing = "10s" }
+timeouts = { unanswered = "5s", established = "130m", half_closed = "5m", closing = "10s" }
 health = { type = "tcp", interval = "2s", timeout = "1s", rise = 2, fall = 3 }
 on_failure = "reset"
 all_down = "reject"
