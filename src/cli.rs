@@ -16,6 +16,7 @@ use clap_complete::Shell;
 
 use crate::abi::{STATES, State};
 use crate::config::{Input, MODES, Services};
+use crate::excerpt::one_line;
 use crate::flows::{End, Filter};
 use crate::service::Mode;
 pub use generated::{completions, manual};
@@ -48,6 +49,9 @@ impl Cli {
     }
 }
 
+/// The characters of an error, at most.
+const ERROR_CHARS_MAX: usize = 1000;
+
 /// clap's message without its title, usage and pointer to the help.
 fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -59,7 +63,7 @@ fn in_one_line(error: &clap::Error) -> String {
         .collect();
     let message = lines.join("; ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    format!("{message}; try --help")
+    format!("{}; try --help", one_line(message, ERROR_CHARS_MAX))
 }
 
 #[derive(Clone, Debug, Subcommand)]

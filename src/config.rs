@@ -19,9 +19,13 @@ pub use health::check_word;
 pub use host::HostPorts;
 pub use value::{MODES, TIMEOUT_MAX, TIMEOUT_MIN, duration_text, scheduler_word};
 
+use crate::excerpt::{Quoted, one_line};
 use crate::service::{BACKENDS_MAX, Config, Mode, SERVICES_MAX, SOURCES_MAX, Service};
 use draft::Draft;
 use file::FileConfig;
+
+/// The characters of an error, at most: room for a list of ports that is to be copied.
+const ERROR_CHARS_MAX: usize = 8000;
 
 /// What the user wrote, where, and the mend; one line. Bad usage: exit code 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +33,8 @@ pub struct ConfigError(String);
 
 impl ConfigError {
     /// `place` is a file, a key in it or a flag; control characters are escaped.
-    fn new(place: &str, problem: impl fmt::Display) -> ConfigError {
-        let line = format!("{place}: {problem}");
-        let escape = |c: char| match c {
-            c if c.is_control() => c.escape_default().to_string(),
-            c => c.to_string(),
-        };
-        ConfigError(line.chars().map(escape).collect())
+    pub(crate) fn new(place: &str, problem: impl fmt::Display) -> ConfigError {
+        ConfigError(one_line(&format!("{place}: {problem}"), ERROR_CHARS_MAX))
     }
 }
 
@@ -85,8 +84,10 @@ pub fn load(input: &Input, host: &HostPorts) -> Result<Config, ConfigError> {
     };
     if let Some(name) = &input.interface {
         let interface = value::interface(name);
-        config.interface =
-            Some(interface.map_err(|problem| ConfigError::new(&format!("-i {name:?}"), problem))?);
+        config.interface = Some(
+            interface
+                .map_err(|problem| ConfigError::new(&format!("-i {}", Quoted(name)), problem))?,
+        );
     }
     config.mode = input.mode.unwrap_or(config.mode);
     Ok(config)
@@ -109,7 +110,7 @@ pub fn parse(name: &str, text: &str, host: &HostPorts) -> Result<Config, ConfigE
         service,
     } = file::parse(name, text)?;
     let top = |key: &str, text: &str, problem| {
-        ConfigError::new(&format!("{name}: {key} {text:?}"), problem)
+        ConfigError::new(&format!("{name}: {key} {}", Quoted(text)), problem)
     };
     let interface = interface
         .map(|text| value::interface(&text).map_err(|problem| top("interface", &text, problem)))

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::config::ConfigError;
 use crate::service::{Backend, Check, Config, Health, Listen};
 use probe::{Failure, Probe};
 pub use tally::Tally;
@@ -48,8 +48,9 @@ pub struct Plan(HashMap<Target, (Check, Probe)>);
 
 impl Plan {
     /// # Errors
-    /// Authorities whose certificates are trusted can't be read.
-    pub fn new(config: &Config) -> Result<Plan> {
+    /// Authorities whose certificates are trusted can't be read, or a value that is well formed
+    /// means nothing.
+    pub fn new(config: &Config) -> Result<Plan, ConfigError> {
         let mut authorities = Authorities::default();
         let mut targets = HashMap::new();
         for service in &config.services {
@@ -57,8 +58,11 @@ impl Plan {
                 continue;
             };
             for backend in &service.backends {
-                let probe = Probe::new(check, address(check, backend), &mut authorities)
-                    .with_context(|| format!("service {:?}: health", service.name))?;
+                let probe = Probe::new(check, address(check, backend), &mut authorities);
+                let probe = probe.map_err(|error| {
+                    let place = format!("service {:?}: health", service.name);
+                    ConfigError::new(&place, format!("{error:#}"))
+                })?;
                 targets.insert((service.listen, backend.address), (check.clone(), probe));
             }
         }

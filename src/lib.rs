@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod excerpt;
 pub mod flows;
 pub mod health;
 pub mod inspect;

@@ -394,3 +394,53 @@ fn the_binary_is_one_static_file_of_at_most_10_mb() {
     }
     assert!(file.len() <= 10_000_000);
 }
+
+#[test]
+fn what_a_check_can_not_use_is_bad_configuration() {
+    let with = |health: &str| {
+        let text = format!(
+            "[[service]]\nlisten = '192.0.2.1:443'\nhealth = {{ {health} }}\n\
+             backend = [{{ address = '192.0.2.10' }}]\n"
+        );
+        let file = Scratch::new("check.toml", text.as_bytes());
+        ["check", "run"].map(|verb| refusal(&proxy(&[verb, "-c", file.path()]), 2))
+    };
+    let empty = Scratch::new("empty.pem", b"");
+    let long = "x".repeat(100_000);
+    let cases = [
+        ("type = 'https', ca = '/none.pem'".to_owned(), "/none.pem"),
+        ("type = 'https', ca = '/'".to_owned(), "name a file of PEM"),
+        (
+            format!("type = 'https', ca = '{}'", empty.path()),
+            "no certificate is in it",
+        ),
+        (
+            format!("type = 'https', ca = '/{long}'"),
+            "reading the authorities in",
+        ),
+        (
+            format!("type = 'http', path = '/{long}'"),
+            "give at most 8000",
+        ),
+        (
+            format!("type = 'https', host = '{long}'"),
+            "give at most 261",
+        ),
+        ("type = 'https', host = 'a..b'".to_owned(), "host"),
+    ];
+    for (health, words) in cases {
+        for error in with(&health) {
+            assert!(error.contains(words), "{error}");
+            assert!(error.len() < 10_000, "{} bytes", error.len());
+        }
+    }
+}
+
+#[test]
+fn a_path_of_any_length_is_bad_usage_in_a_short_line() {
+    let path = "x".repeat(100_000);
+    let error = refusal(&proxy(&["check", "-c", &path]), 2);
+    assert!(error.len() < 10_000, "{} bytes", error.len());
+    let error = refusal(&proxy(&["check", "--mode", &path]), 2);
+    assert!(error.len() < 2000, "{} bytes", error.len());
+}

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::file::{FileBackend, FileService, FileTimeouts};
 use super::value::{self, ALL_DOWNS, FORWARDINGS, ON_FAILURES, SCHEDULERS};
 use super::{ConfigError, HostPorts};
+use crate::excerpt::Quoted;
 use crate::service::{
     Backend, Listen, Policy, PortRanges, Protocol, Service, Timeouts, WEIGHT_MAX,
 };
@@ -25,7 +26,7 @@ impl Draft {
     /// The service at the position given (from 0) of the file.
     pub(super) fn from_file(file: &str, position: usize, keys: FileService) -> Draft {
         let scope = match &keys.name {
-            Some(name) => format!("{file}: service {name:?}: "),
+            Some(name) => format!("{file}: service {}: ", Quoted(name)),
             None => format!("{file}: service {}: ", position + 1),
         };
         let shown = keys
@@ -62,7 +63,7 @@ impl Draft {
 
     /// An error at one of the service's keys, with the value if one is there.
     pub(super) fn error(&self, key: &str, value: Option<&str>, problem: String) -> ConfigError {
-        let value = value.map_or_else(String::new, |value| format!(" {value:?}"));
+        let value = value.map_or_else(String::new, |value| format!(" {}", Quoted(value)));
         ConfigError::new(&format!("{}{key}{value}", self.scope), problem)
     }
 

@@ -8,9 +8,12 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::ConfigError;
+use crate::excerpt::one_line;
 
 /// A configuration file's length, at most; about 200 bytes a backend.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// The characters of what TOML's parser says, at most: it repeats names and values.
+const MESSAGE_CHARS_MAX: usize = 600;
 /// The characters of a faulty line that an error repeats, at most.
 const EXCERPT_CHARS_MAX: usize = 60;
 
@@ -163,7 +166,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<FileConfig, ConfigError> {
             .join(", ")
             .replacen("unknown field", "unknown key", 1);
         let message = message.replacen("expected one of", "known here are", 1);
-        ConfigError::new(&place, message + &excerpt)
+        ConfigError::new(&place, one_line(&message, MESSAGE_CHARS_MAX) + &excerpt)
     })
 }
 

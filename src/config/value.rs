@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::excerpt::Quoted;
 use crate::service::{
     AllDown, Forwarding, Listen, ListenPorts, Mode, OnFailure, PortRanges, Protocol, Scheduler,
     StatusCodes, WEIGHT_MAX,
@@ -84,11 +85,12 @@ pub(super) fn listen(text: &str) -> Result<Listen> {
         "udp" => Protocol::Udp,
         _ => {
             return Err(format!(
-                "{protocol:?} is no protocol; write /tcp, /udp or nothing"
+                "{} is no protocol; write /tcp, /udp or nothing",
+                Quoted(protocol)
             ));
         }
     };
-    let (host, ports) = split_ports(endpoint);
+    let (host, ports) = split_ports(endpoint)?;
     let vip = address(host)?;
     let listen = |ports| Listen {
         vip,
@@ -104,9 +106,14 @@ pub(super) fn listen(text: &str) -> Result<Listen> {
                 ListenPorts::Any,
             ]
             .map(listen);
-            Err(format!(
-                "the port is missing; write {one}, a range as in {range}, or {any} for any port"
-            ))
+            let others = format!("{one}, a range as in {range}, or {any} for any port");
+            Err(match with_port_in_brackets(host) {
+                Some(meant) => format!(
+                    "the port is missing: without brackets all of it is the address; write \
+                     {meant}/{protocol}, or {others}"
+                ),
+                None => format!("the port is missing; write {others}"),
+            })
         }
     }
 }
@@ -122,7 +129,7 @@ fn listen_ports(text: &str) -> Result<ListenPorts> {
 /// `ADDR[:PORT]` of a service on these ports; without a port it has the
 /// service's.
 pub(super) fn backend_address(text: &str, ports: ListenPorts) -> Result<SocketAddr> {
-    let (host, written) = split_ports(text);
+    let (host, written) = split_ports(text)?;
     let address = address(host)?;
     let written = written.map(port).transpose()?;
     let port = match (ports.one(), written) {
@@ -146,7 +153,8 @@ pub(super) fn backend_flag(text: &str) -> Result<(&str, Option<i64>)> {
     for option in parts {
         let Some(("weight", number)) = option.split_once('=') else {
             return Err(format!(
-                "{option:?} is no option of a backend; only weight=N is known"
+                "{} is no option of a backend; only weight=N is known",
+                Quoted(option)
             ));
         };
         if weight.is_some() {
@@ -181,8 +189,9 @@ pub(super) fn address(text: &str) -> Result<IpAddr> {
     };
     let address = parsed.map_err(|_| {
         format!(
-            "{text:?} is no IP address; write it as in 192.0.2.1 or 2001:db8::1 (names are not \
-             looked up)"
+            "{} is no IP address; write it as in 192.0.2.1 or 2001:db8::1 (names are not looked \
+             up)",
+            Quoted(text)
         )
     })?;
     let kind = match address {
@@ -190,6 +199,8 @@ pub(super) fn address(text: &str) -> Result<IpAddr> {
         _ if address.is_loopback() => "a loopback address",
         _ if address.is_multicast() => "a multicast address",
         IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        IpAddr::V4(v4) if v4.octets()[0] >= 240 => "a reserved address (class E)",
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => "an address of no host (0.0.0.0/8)",
         IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6's clothes",
         _ => return Ok(address),
@@ -197,13 +208,27 @@ pub(super) fn address(text: &str) -> Result<IpAddr> {
     Err(format!("{address} is {kind}; give the address of one host"))
 }
 
-/// The address and the ports of `ADDR[:PORTS]`; IPv6 with ports is bracketed.
-fn split_ports(text: &str) -> (&str, Option<&str>) {
+/// The address and the ports of `ADDR[:PORTS]`.
+/// # Errors
+/// IPv6 with ports is not bracketed: with most ports it would be another address.
+fn split_ports(text: &str) -> Result<(&str, Option<&str>)> {
     let is_bare = text.parse::<Ipv6Addr>().is_ok() || text.ends_with(']');
     match text.rsplit_once(':') {
-        Some((host, ports)) if !is_bare => (host, Some(ports)),
-        _ => (text, None),
+        Some((host, ports)) if !is_bare => match host.parse::<Ipv6Addr>() {
+            Ok(_) => Err(format!(
+                "an IPv6 address with a port stands in brackets; write [{host}]:{ports}"
+            )),
+            Err(_) => Ok((host, Some(ports))),
+        },
+        _ => Ok((text, None)),
     }
+}
+
+/// What an IPv6 address was meant to be whose last part may be a port.
+fn with_port_in_brackets(text: &str) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    (host.parse::<Ipv6Addr>().is_ok() && self::port(port).is_ok())
+        .then(|| format!("[{host}]:{port}"))
 }
 
 fn port(text: &str) -> Result<u16> {
@@ -212,7 +237,8 @@ fn port(text: &str) -> Result<u16> {
         Ok(port @ 1..) if digits => Ok(port),
         _ if digits => Err("the port must be from 1 to 65535".into()),
         _ => Err(format!(
-            "{text:?} is no port; give a number from 1 to 65535"
+            "{} is no port; give a number from 1 to 65535",
+            Quoted(text)
         )),
     }
 }
@@ -287,11 +313,26 @@ pub(super) fn timeout_or_never(text: &str) -> Result<Option<Duration>> {
     }
 }
 
+/// What servers take of a path, at least (RFC 9110, section 4.1), and of a name of DNS with a
+/// port.
+const PATH_BYTES_MAX: usize = 8000;
+const HOST_BYTES_MAX: usize = 261;
+
+fn not_longer(text: &str, bytes_max: usize) -> Result<()> {
+    match text.len() {
+        length if length > bytes_max => {
+            Err(format!("has {length} bytes; give at most {bytes_max}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What a request of HTTP asks for.
 pub(super) fn http_path(text: &str) -> Result<String> {
     if !text.starts_with('/') || text.contains(|c: char| !c.is_ascii_graphic()) {
         return Err("is no path; begin it with / and write no blanks in it".into());
     }
+    not_longer(text, PATH_BYTES_MAX)?;
     Ok(text.to_string())
 }
 
@@ -301,6 +342,7 @@ pub(super) fn http_host(text: &str) -> Result<String> {
     if text.is_empty() || !text.contains(fits) || text.contains(|c| !fits(c)) {
         return Err("is no host; write a name as in www.example.com".into());
     }
+    not_longer(text, HOST_BYTES_MAX)?;
     Ok(text.to_string())
 }
 
@@ -382,6 +424,9 @@ pub(super) fn interface(text: &str) -> Result<String> {
     Ok(text.to_string())
 }
 
+/// A service's name, at most: it stands in many lines of logs and `status`.
+const NAME_BYTES_MAX: usize = 255;
+
 /// A service's name: not empty, one line.
 pub(super) fn name(text: &str) -> Result<String> {
     if text.is_empty() {
@@ -390,5 +435,6 @@ pub(super) fn name(text: &str) -> Result<String> {
     if text.contains(char::is_control) {
         return Err("has a control character in it; use printable ones".into());
     }
+    not_longer(text, NAME_BYTES_MAX)?;
     Ok(text.to_string())
 }

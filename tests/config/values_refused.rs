@@ -74,14 +74,99 @@ fn a_bad_listen_is_named_with_the_mend() {
         ("127.0.0.1", "a loopback address"),
         ("224.0.0.1", "a multicast address"),
         ("255.255.255.255", "the broadcast address"),
+        ("240.0.0.1", "a reserved address (class E)"),
+        ("255.255.255.254", "a reserved address (class E)"),
+        ("0.1.2.3", "an address of no host (0.0.0.0/8)"),
     ] {
         let expected = format!("{address} is {kind}; give the address of one host");
         assert_eq!(key(&format!("{address}:80")), expected);
+        let as_backend = flags(&["192.0.2.1:80"], &[address]).unwrap_err();
+        assert_eq!(as_backend, format!("--backend {address:?}: {expected}"));
+        let as_source = fault(&web(&format!("source = [{address:?}]")));
+        assert!(as_source.ends_with(&expected), "{as_source}");
     }
     assert_eq!(
         key("lb.example:80"),
         "\"lb.example\" is no IP address; write it as in 192.0.2.1 or 2001:db8::1 (names are not looked up)"
     );
+}
+
+#[test]
+fn an_ipv6_address_and_a_port_without_brackets_are_told_how_to_be_written() {
+    let listen = |listen: &str| flags(&[listen], &["fd00::2"]).unwrap_err();
+    let whole = "the port is missing: without brackets all of it is the address; write ";
+    for (written, meant) in [
+        ("fd00::5:80", "[fd00::5]:80/tcp, or "),
+        ("fd00::5:8080/udp", "[fd00::5]:8080/udp, or "),
+        ("fd00::80", "[fd00::80]:80/tcp, "),
+    ] {
+        let problem = listen(written);
+        assert!(problem.contains(meant), "{problem}");
+        assert_eq!(problem.contains(whole), meant.ends_with("or "), "{problem}");
+    }
+    // With these it is no address, and could only be both.
+    let bracketed = "an IPv6 address with a port stands in brackets; write ";
+    for (written, meant) in [
+        ("fd00::5:65000", "[fd00::5]:65000"),
+        ("fd00::5:8000-8099", "[fd00::5]:8000-8099"),
+        ("fd00::5:*/udp", "[fd00::5]:*"),
+        ("fd00:1:2:3:4:5:6:7:80", "[fd00:1:2:3:4:5:6:7]:80"),
+    ] {
+        let expected = format!("--listen {written:?}: {bracketed}{meant}");
+        assert_eq!(listen(written), expected);
+    }
+    assert_eq!(
+        flags(&["[fd00::5]:80"], &["fd00::2:65000"]).unwrap_err(),
+        format!("--backend \"fd00::2:65000\": {bracketed}[fd00::2]:65000")
+    );
+}
+
+#[test]
+fn errors_repeat_no_long_values() {
+    let long = "x".repeat(10 << 20);
+    let cut = format!("\"{}\"... (10485760 bytes)", "x".repeat(100));
+    let faults = [
+        fault(&web(&format!("listen = \"{long}:80\""))),
+        fault(&web(&format!("source = [\"{long}\"]"))),
+        fault(&web(&format!("source_ports = \"{long}\""))),
+        fault(&web(&format!("timeouts = {{ closing = \"{long}\" }}"))),
+        fault(&web(&format!("forwarding = \"{long}\""))),
+        fault(&web(&format!("health = {{ type = \"{long}\" }}"))),
+        fault(&web(&format!(
+            "health = {{ type = \"http\", host = \"{long}\" }}"
+        ))),
+        fault(&backed(&[&format!("address = \"{long}\"")])),
+        fault(&format!("interface = \"{long}\"\n{}", web(""))),
+        fault(&format!("mode = \"{long}\"\n{}", web(""))),
+        fault(&web("").replace("\"web\"", &format!("\"{long}\""))),
+        flags(&[&format!("192.0.2.1:80/{long}")], &["10.0.0.2"]).unwrap_err(),
+        flags(&["192.0.2.1:80"], &[&format!("10.0.0.2,{long}")]).unwrap_err(),
+    ];
+    for fault in faults {
+        assert!(fault.contains(&cut), "{fault}");
+        assert!(fault.len() < 1000, "{fault}");
+    }
+    // What TOML itself says is cut as a whole.
+    for text in [format!("{long} = 1"), format!("[[service]]\n{long} = 1")] {
+        let fault = fault(&text);
+        assert!(fault.len() < 1000, "{} bytes", fault.len());
+        assert!(fault.contains("known here are"), "{fault}");
+    }
+}
+
+#[test]
+fn names_and_what_checks_ask_for_are_bounded() {
+    let name = |bytes: usize| web("").replace("\"web\"", &format!("{:?}", "n".repeat(bytes)));
+    assert!(file(&name(255)).is_ok());
+    assert!(fault(&name(256)).ends_with(": has 256 bytes; give at most 255"));
+    let path = |bytes: usize| {
+        let path = "p".repeat(bytes - 1);
+        web(&format!(
+            "health = {{ type = \"http\", path = \"/{path}\" }}"
+        ))
+    };
+    assert!(file(&path(8000)).is_ok());
+    assert!(fault(&path(8001)).ends_with(": has 8001 bytes; give at most 8000"));
 }
 
 #[test]

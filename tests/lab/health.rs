@@ -286,7 +286,7 @@ fn http_and_https_go_by_status_and_certificate() {
     let missing = services(&[(80, "health = { type = 'https', ca = '/run/none.pem' }")]);
     let file = lab.write("missing.toml", &missing);
     for verb in ["run", "check"] {
-        let error = refusal(&lab.proxy(&format!("{verb} -c {file}")), 1);
+        let error = refusal(&lab.proxy(&format!("{verb} -c {file}")), 2);
         assert!(
             error.contains("reading the authorities in /run/none.pem"),
             "{error}"
