@@ -21,8 +21,8 @@ use crate::terminal;
 pub fn check(config: &Config) -> Result<String> {
     // Which address reaches the backends only the routes tell, and not to
     // everybody: one for each family, which stands for itself here.
-    let tables = Tables::new(config, datapath::tick()?, |backend| Path {
-        source: Some(match backend {
+    let tables = Tables::new(config, datapath::tick()?, |towards| Path {
+        source: Some(match towards.address {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         }),

@@ -19,6 +19,7 @@ pub mod maglev;
 pub mod manager;
 pub mod neighbour;
 pub mod privilege;
+pub mod repeats;
 pub mod service;
 pub mod stats;
 pub mod status;

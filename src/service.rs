@@ -206,6 +206,32 @@ pub struct Backend {
     pub weight: u16,
 }
 
+/// An address that packets go to, and those that they may come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Towards {
+    pub address: IpAddr,
+    /// None: the one that the host would choose.
+    pub sources: Vec<IpAddr>,
+}
+
+impl From<IpAddr> for Towards {
+    fn from(address: IpAddr) -> Towards {
+        Towards {
+            address,
+            sources: Vec::new(),
+        }
+    }
+}
+
+impl Service {
+    pub fn towards(&self, backend: &Backend) -> Towards {
+        Towards {
+            address: backend.address.ip(),
+            sources: self.source.clone(),
+        }
+    }
+}
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address.port() {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::abi;
-use crate::service::{Config, Listen, Protocol, Scheduler, Service};
+use crate::service::{Config, Listen, Protocol, Scheduler, Service, Towards};
 pub use condition::Condition;
 pub use groups::{Change, changes, groups, leads_to};
 pub use listeners::Listeners;
@@ -54,8 +54,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// `path_of` tells the path to a backend's address; `tick` is the length of
-    /// a jiffy.
+    /// `path_of` tells the path to a backend; `tick` is the length of a jiffy.
     ///
     /// # Errors
     /// More than [`SOURCES_MAX`] source addresses, two services that send from
@@ -63,7 +62,7 @@ impl Tables {
     pub fn new(
         config: &Config,
         tick: Duration,
-        path_of: impl Fn(IpAddr) -> Path,
+        path_of: impl Fn(&Towards) -> Path,
     ) -> Result<Tables> {
         Tables::default().followed_by(config, tick, path_of, |_| false)
     }
@@ -77,7 +76,7 @@ impl Tables {
         &self,
         config: &Config,
         tick: Duration,
-        path_of: impl Fn(IpAddr) -> Path,
+        path_of: impl Fn(&Towards) -> Path,
         has_flows: impl Fn(usize) -> bool,
     ) -> Result<Tables> {
         let mut tables = Tables {
@@ -209,7 +208,7 @@ impl Tables {
         &mut self,
         service_index: usize,
         service: &Service,
-        path_of: &impl Fn(IpAddr) -> Path,
+        path_of: &impl Fn(&Towards) -> Path,
         known: &HashMap<(usize, SocketAddr), usize>,
         vacant: &mut Vec<usize>,
     ) {
@@ -225,7 +224,7 @@ impl Tables {
                     self.backends[index - 1].condition
                 }),
             };
-            table.path = table.path_after(path_of(backend.address.ip()));
+            table.path = table.path_after(path_of(&service.towards(backend)));
             let index = known
                 .or_else(|| {
                     let index = vacant.pop()?;

@@ -182,7 +182,13 @@ impl Daemon {
     }
 
     pub(super) fn reach(&self, table: &BackendTable) -> Option<Reach> {
-        reach_of(&self.neighbours, &self.trunk, table.backend.address.ip())
+        let number = self.tables.services[table.service].number;
+        let towards = match table.tenure {
+            Tenure::Configured => self.config.services[number].towards(&table.backend),
+            // As the addresses with flows are followed.
+            Tenure::Leaving | Tenure::Vacant => table.backend.address.ip().into(),
+        };
+        reach_of(&self.neighbours, &self.trunk, &towards)
     }
 
     /// Why a backend gets no new flows, if it does not.

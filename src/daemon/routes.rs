@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 
 use crate::abi;
 use crate::neighbour::{self, Interface, Neighbours, Reach};
-use crate::service::Config;
+use crate::service::{Config, Towards};
 use crate::tables::{Path, Tables, Tenure};
 use crate::vlan::Trunk;
 
@@ -52,10 +52,15 @@ pub(super) async fn held_vip(config: &Config, interface: &Interface) -> Result<O
     Ok(None)
 }
 
-pub(super) fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
+pub(super) fn backend_addresses(config: &Config) -> BTreeSet<Towards> {
     let services = config.services.iter();
     services
-        .flat_map(|service| service.backends.iter().map(|backend| backend.address.ip()))
+        .flat_map(|service| {
+            service
+                .backends
+                .iter()
+                .map(|backend| service.towards(backend))
+        })
         .collect()
 }
 
@@ -63,11 +68,11 @@ pub(super) fn backend_addresses(config: &Config) -> BTreeSet<IpAddr> {
 pub(super) fn addresses_with_flows(
     tables: &Tables,
     has_flows: impl Fn(usize) -> bool,
-) -> impl Iterator<Item = IpAddr> {
+) -> impl Iterator<Item = Towards> {
     let backends = tables.backends.iter().zip(1..);
     backends
         .filter(move |(backend, index)| backend.tenure != Tenure::Vacant && has_flows(*index))
-        .map(|(backend, _)| backend.backend.address.ip())
+        .map(|(backend, _)| backend.backend.address.ip().into())
 }
 
 pub(super) fn vips(config: &Config) -> BTreeSet<IpAddr> {
@@ -75,9 +80,9 @@ pub(super) fn vips(config: &Config) -> BTreeSet<IpAddr> {
     services.map(|service| service.listen.vip).collect()
 }
 
-pub(super) fn reach_of(neighbours: &Neighbours, trunk: &Trunk, address: IpAddr) -> Option<Reach> {
-    let reach = neighbours.reach(address)?;
-    Some(trunk.limit(address, reach))
+pub(super) fn reach_of(neighbours: &Neighbours, trunk: &Trunk, towards: &Towards) -> Option<Reach> {
+    let reach = neighbours.reach(towards.clone())?;
+    Some(trunk.limit(towards.address, reach))
 }
 
 pub(super) fn path_of(reach: Option<Reach>) -> Path {

@@ -95,11 +95,11 @@ pub(super) async fn look(
     let known = before.tables.backends.iter();
     let known = known.filter(|table| table.path.source.is_some());
     let known: HashSet<IpAddr> = known.map(|table| table.backend.address.ip()).collect();
-    for address in backend_addresses(config) {
-        let path = path_of(reach_of(neighbours, trunk, address));
-        let default = default_source.filter(|_| !known.contains(&address));
+    for towards in backend_addresses(config) {
+        let path = path_of(reach_of(neighbours, trunk, &towards));
+        let default = default_source.filter(|_| !known.contains(&towards.address));
         let source = path.source.or(default);
-        world.paths.insert(address, Path { source, ..path });
+        world.paths.insert(towards, Path { source, ..path });
     }
     for service in &config.services {
         for backend in &service.backends {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop,
 };
@@ -15,7 +15,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hop::Entry;
-use super::netlink::{Event, Route};
+use super::netlink::{Event, Held, Route};
 use super::{Interface, Peer, Tag, Vlan};
 
 pub fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
@@ -137,8 +137,19 @@ pub fn alternative_names(link: &LinkMessage) -> Vec<String> {
     names.collect()
 }
 
+pub fn held(message: &AddressMessage) -> Option<Held> {
+    // For IPv4 the same bit says that it stands behind another of its network.
+    let is_ipv6 = message.header.family == AddressFamily::Inet6;
+    let flags = message.header.flags;
+    Some(Held {
+        address: address(message)?,
+        interface: message.header.index,
+        temporary: is_ipv6 && flags.contains(AddressHeaderFlags::Secondary),
+    })
+}
+
 /// The address that a message tells an interface to have.
-pub fn address(message: &AddressMessage) -> Option<IpAddr> {
+fn address(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
         match attribute {

@@ -17,8 +17,10 @@ use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
 use super::path::{self, Path};
 use super::probe::{Answer, Prober};
-use super::reach::{full, limit, log, reach};
+use super::reach::{full, limit, log, reach, words};
 use super::{DisplayMac, Interface, Mac, Reach, State, gone, no_room};
+use crate::repeats::{Repeats, WINDOW};
+use crate::service::Towards;
 
 /// Questions closer together than this are sent at once.
 const GRAIN: Duration = Duration::from_millis(5);
@@ -26,6 +28,10 @@ const GRAIN: Duration = Duration::from_millis(5);
 const SPREAD_MIN: u32 = 64;
 /// From one reading of everything to the next, while the routes keep changing.
 const READ_PAUSE: Duration = Duration::from_millis(200);
+/// So many follow each other at once before that, as one change has several notifications.
+const READS_AT_ONCE: u32 = 5;
+/// From one news to the next: what flaps costs no more than that.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(10);
 /// Everything is read again so often even if no notification came: some
 /// changes have none (ICMP redirects, sysctls).
 const READ_ANYWAY: Duration = Duration::from_secs(30);
@@ -38,28 +44,34 @@ pub struct Follower {
     /// `None`: refused, the kernel has to ask.
     prober: Option<Prober>,
     interface: Interface,
-    paths: BTreeMap<IpAddr, Path>,
+    paths: BTreeMap<Towards, Path>,
     /// By the index of the device that leads to them.
     hops: BTreeMap<(u32, IpAddr), Hop>,
     vips: BTreeSet<IpAddr>,
     /// Those of the VIPs that some interface has.
     held: BTreeSet<IpAddr>,
-    /// When everything is to be read from the kernel again, and when it last was.
+    /// When everything is to be read from the kernel again.
     read_at: Instant,
-    read_last: Instant,
+    /// When all readings so far were [`READ_PAUSE`] apart.
+    read_paid: Instant,
     /// When the next hop is to be asked, at the earliest.
     ask_at: Instant,
     /// The limits of the kernel's neighbour tables that are full, and when each last was.
     full: BTreeMap<&'static str, Instant>,
     /// The last reading failed.
     troubled: bool,
+    /// News that wait for their time, and when that is.
+    unpublished: bool,
+    publish_at: Instant,
+    /// Lines about one of them in the log.
+    repeats: Repeats<Subject>,
     state: watch::Sender<State>,
 }
 
 impl Follower {
     pub async fn start(
         interface: &Interface,
-        addresses: Vec<IpAddr>,
+        addresses: Vec<Towards>,
         vips: BTreeSet<IpAddr>,
     ) -> Result<(Follower, watch::Receiver<State>)> {
         let prober = Prober::open();
@@ -69,11 +81,11 @@ impl Follower {
                  neighbours' MACs instead, and a changed MAC may go unnoticed for a minute"
             );
         }
-        let reach = addresses.iter().map(|address| {
+        let reach = addresses.iter().map(|towards| {
             (
-                *address,
+                towards.clone(),
                 Reach::Unresolved {
-                    why: format!("{address} was not looked up yet"),
+                    why: format!("{} was not looked up yet", towards.address),
                     source: None,
                 },
             )
@@ -109,10 +121,13 @@ impl Follower {
             vips,
             held: BTreeSet::new(),
             read_at: now,
-            read_last: now,
+            read_paid: now,
             ask_at: now,
             full: BTreeMap::new(),
             troubled: false,
+            unpublished: false,
+            publish_at: now,
+            repeats: Repeats::default(),
             state,
         };
         follower.read().await?;
@@ -135,9 +150,10 @@ impl Follower {
                 }
                 () = sleep_until(self.ask_at) => Ok(self.ask().await),
                 () = sleep_until(self.read_at) => self.read_again().await,
+                () = sleep_until(self.publish_at), if self.unpublished => Ok(true),
             };
             match changed {
-                Ok(true) => self.publish(),
+                Ok(true) => self.publish_in_time(),
                 Ok(false) => {}
                 Err(Gone) => return self.end(),
             }
@@ -178,15 +194,18 @@ impl Follower {
     }
 
     fn read_soon(&mut self) {
-        self.read_at = self
-            .read_at
-            .min((self.read_last + READ_PAUSE).max(Instant::now() + GRAIN));
+        let now = Instant::now();
+        let waits = self.read_paid.saturating_duration_since(now);
+        let waits = waits.saturating_sub(READ_PAUSE * (READS_AT_ONCE - 1));
+        self.read_at = self.read_at.min(now + waits.max(GRAIN));
     }
 
     fn set_interface(&mut self, now: Interface) -> bool {
         let was = std::mem::replace(&mut self.interface, now);
         let now = &self.interface;
-        if was.mac != now.mac {
+        let tells = (was.mac, was.up) != (now.mac, now.up)
+            && self.repeats.may_tell(&Subject::Interface, std_now());
+        if was.mac != now.mac && tells {
             info!(
                 "{} has changed its MAC from {} to {}",
                 now.name,
@@ -195,8 +214,8 @@ impl Follower {
             );
         }
         match (was.up, now.up) {
-            (true, false) => warn!("{} is down", now.name),
-            (false, true) => info!("{} is up", now.name),
+            (true, false) if tells => warn!("{} is down", now.name),
+            (false, true) if tells => info!("{} is up", now.name),
             _ => {}
         }
         let (changed, up) = (was != *now, now.up && !was.up);
@@ -248,14 +267,14 @@ impl Follower {
     async fn read(&mut self) -> io::Result<()> {
         let interface = self.netlink.interface(self.interface.index).await?;
         self.set_interface(interface);
-        let all = self.netlink.addresses().await?;
-        let held = all.into_iter().map(|(address, _)| address);
+        let own = self.netlink.addresses().await?;
+        let held = own.iter().map(|held| held.address);
         self.held = held.filter(|it| self.vips.contains(it)).collect();
 
         let mut found = Vec::with_capacity(self.paths.len());
         let mut tables = BTreeMap::new();
-        for address in self.paths.keys() {
-            let path = path::find(&self.netlink, &self.interface, *address).await?;
+        for towards in self.paths.keys() {
+            let path = path::find(&self.netlink, &self.interface, &own, towards).await?;
             if let Path::Via { device, .. } = &path
                 && !tables.contains_key(&device.index)
             {
@@ -263,15 +282,15 @@ impl Follower {
                 tables.insert(device.index, table);
             }
             let asker = match self.prober {
-                Some(_) => path::asker(&self.netlink, *address, &path).await,
+                Some(_) => path::asker(&self.netlink, towards.address, &path).await,
                 None => None,
             };
-            found.push((*address, path, asker));
+            found.push((towards.clone(), path, asker));
         }
 
         let mut hops = BTreeMap::new();
         let mut due = spread(found.len());
-        for (address, path, asker) in found {
+        for (towards, path, asker) in found {
             if let Path::Via {
                 device, next_hop, ..
             } = &path
@@ -284,7 +303,7 @@ impl Follower {
                 });
                 hop.set_asker(asker);
             }
-            self.paths.insert(address, path);
+            self.paths.insert(towards, path);
         }
         self.hops = hops;
         let now = Instant::now();
@@ -292,7 +311,7 @@ impl Follower {
             let table = tables.get(device);
             hop.learn(table.and_then(|table| table.get(address)).copied(), now);
         }
-        self.read_last = now;
+        self.read_paid = self.read_paid.max(now) + READ_PAUSE;
         self.read_at = now + READ_ANYWAY;
         self.ask_at = now;
         Ok(())
@@ -336,6 +355,7 @@ impl Follower {
             next = next.min(hop.due());
         }
         self.ask_at = next.max(now + GRAIN);
+        self.sum_up();
         let starved = self.hops.values().any(Hop::starved);
         self.full.retain(|limit, last| {
             let full = starved || now - *last < CALM;
@@ -347,15 +367,47 @@ impl Follower {
         changed
     }
 
+    /// Tells how often that changed of which not every change was told.
+    fn sum_up(&mut self) {
+        for (subject, count) in self.repeats.over(std_now()) {
+            let within = format!("{count} more times within {} s", WINDOW.as_secs());
+            match subject {
+                Subject::Interface => {
+                    let now = &self.interface;
+                    let state = if now.up { "up" } else { "down" };
+                    let mac = DisplayMac(now.mac);
+                    warn!("{} changed {within}: it is {state} at {mac}", now.name);
+                }
+                Subject::Towards(towards) => {
+                    let address = towards.address;
+                    let state = self.state.borrow();
+                    let now = state.reach.get(&towards);
+                    let now = now.map_or_else(String::new, |reach| words(address, reach));
+                    warn!("how {address} is reached changed {within}: {address} {now}");
+                }
+            }
+        }
+    }
+
+    fn publish_in_time(&mut self) {
+        let now = Instant::now();
+        self.unpublished = now < self.publish_at;
+        if !self.unpublished {
+            self.publish();
+            self.publish_at = now + PUBLISH_PAUSE;
+        }
+    }
+
     /// Publishes and logs what differs from what is published.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let mut undecided = 0;
         let mut starved = BTreeSet::new();
         let mut changes = Vec::new();
         let state = self.state.borrow();
-        for (address, path) in &self.paths {
-            let old = state.reach.get(address);
-            let (new, decided) = reach(&self.interface, &self.hops, *address, path);
+        for (towards, path) in &self.paths {
+            let old = state.reach.get(towards);
+            let address = towards.address;
+            let (new, decided) = reach(&self.interface, &self.hops, address, path);
             undecided += usize::from(!decided);
             if let Path::Via {
                 device, next_hop, ..
@@ -363,15 +415,16 @@ impl Follower {
                 && let Some(hop) = self.hops.get(&(device.index, *next_hop))
                 && hop.starved()
             {
-                starved.insert(*address);
+                starved.insert(address);
             }
             // A new way is not known to be worse before it is known.
             let kept = !decided && matches!(old, Some(Reach::Resolved { .. }));
             if old != Some(&new) && !kept {
-                if decided {
-                    log(*address, old, &new);
+                let subject = Subject::Towards(towards.clone());
+                if decided && self.repeats.may_tell(&subject, std_now()) {
+                    log(address, old, &new);
                 }
-                changes.push((*address, new));
+                changes.push((towards.clone(), new));
             }
         }
         let same = changes.is_empty()
@@ -423,6 +476,17 @@ impl Follower {
 
 /// The interface is gone.
 struct Gone;
+
+/// What a line of the log is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Interface,
+    Towards(Towards),
+}
+
+fn std_now() -> std::time::Instant {
+    Instant::now().into_std()
+}
 
 async fn answer(prober: Option<&Prober>, own: Mac) -> Answer {
     match prober {

@@ -19,6 +19,10 @@
 //! network namespaces of the host. Where it is full, flows go on by what the next hops
 //! answer here; only what the host itself sends is lost, which is told.
 //!
+//! Routes are asked for with the address that packets will come from, since rules may go by it
+//! (`ip rule add from`): one that is configured, else the one that the kernel would choose; but
+//! of IPv6 one that lasts, if there is any.
+//!
 //! Routes may lead through VLAN devices that are stacked on the interface; the
 //! next hop is asked through these, and the tags that they put on a frame are told.
 //!
@@ -46,6 +50,7 @@ use rtnetlink::packet_route::route::RouteType;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::service::Towards;
 use netlink::Netlink;
 
 /// An Ethernet address.
@@ -194,8 +199,11 @@ pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>
     let netlink = open()?;
     let doing = || format!("looking for the interface that has {address}");
     let all = netlink.addresses().await.with_context(doing)?;
-    for (_, index) in all.into_iter().filter(|(held, _)| *held == address) {
-        let interface = netlink.interface(index).await.with_context(doing)?;
+    for held in all.into_iter().filter(|held| held.address == address) {
+        let interface = netlink
+            .interface(held.interface)
+            .await
+            .with_context(doing)?;
         if interface.name != "lo" && interface.kind.as_deref() != Some("dummy") {
             return Ok(Some(interface));
         }
@@ -207,7 +215,7 @@ pub async fn interface_with_address(address: IpAddr) -> Result<Option<Interface>
 pub async fn is_held(address: IpAddr) -> Result<bool> {
     let all = open()?.addresses().await;
     let all = all.with_context(|| format!("looking for the interface that has {address}"))?;
-    Ok(all.iter().any(|(held, _)| *held == address))
+    Ok(all.iter().any(|held| held.address == address))
 }
 
 /// The interface that packets for the address leave by; `None` without a route,
@@ -273,7 +281,7 @@ pub struct Neighbours {
 #[derive(Debug)]
 struct State {
     interface: Interface,
-    reach: BTreeMap<IpAddr, Reach>,
+    reach: BTreeMap<Towards, Reach>,
     /// Those of the VIPs that an interface of this network namespace has.
     held: BTreeSet<IpAddr>,
     /// Addresses that the kernel has no room for in its neighbour table.
@@ -290,10 +298,10 @@ impl Neighbours {
     /// When it returns, all that the kernel knows already is known here.
     pub async fn follow(
         interface: &Interface,
-        addresses: impl IntoIterator<Item = IpAddr>,
+        addresses: impl IntoIterator<Item = impl Into<Towards>>,
         vips: impl IntoIterator<Item = IpAddr>,
     ) -> Result<Neighbours> {
-        let addresses = addresses.into_iter().collect();
+        let addresses = addresses.into_iter().map(Into::into).collect();
         let (follower, state) =
             follow::Follower::start(interface, addresses, vips.into_iter().collect())
                 .await
@@ -318,12 +326,12 @@ impl Neighbours {
     }
 
     /// How the address is reached now; `None` if it is not followed.
-    pub fn reach(&self, address: IpAddr) -> Option<Reach> {
-        self.state.borrow().reach.get(&address).cloned()
+    pub fn reach(&self, address: impl Into<Towards>) -> Option<Reach> {
+        self.state.borrow().reach.get(&address.into()).cloned()
     }
 
     /// How every address is reached now.
-    pub fn snapshot(&self) -> BTreeMap<IpAddr, Reach> {
+    pub fn snapshot(&self) -> BTreeMap<Towards, Reach> {
         self.state.borrow().reach.clone()
     }
 

@@ -31,6 +31,15 @@ pub struct Netlink {
     _connection: JoinSet<()>,
 }
 
+/// An address that an interface has.
+pub struct Held {
+    pub address: IpAddr,
+    /// The index of the interface.
+    pub interface: u32,
+    /// It is one of those that IPv6 makes up anew from time to time (RFC 8981).
+    pub temporary: bool,
+}
+
 /// How the routing tables say that packets get to an address.
 pub struct Route {
     pub kind: RouteType,
@@ -71,30 +80,42 @@ impl Netlink {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Every address, with the index of the interface that has it.
-    pub async fn addresses(&self) -> io::Result<Vec<(IpAddr, u32)>> {
+    /// Every address of this network namespace.
+    pub async fn addresses(&self) -> io::Result<Vec<Held>> {
         let all = collect(self.handle.address().get().execute()).await?;
-        Ok(all
-            .iter()
-            .filter_map(|message| Some((decode::address(message)?, message.header.index)))
-            .collect())
+        Ok(all.iter().filter_map(decode::held).collect())
     }
 
     /// ENETUNREACH and its like if the tables say so; `through`: as if only
     /// this interface were there.
     pub async fn route(&self, address: IpAddr, through: Option<u32>) -> io::Result<Route> {
+        self.look_up(address, None, through).await
+    }
+
+    /// The same for packets from an address of this host.
+    pub async fn route_from(&self, address: IpAddr, source: IpAddr) -> io::Result<Route> {
+        self.look_up(address, Some(source), None).await
+    }
+
+    async fn look_up(
+        &self,
+        address: IpAddr,
+        source: Option<IpAddr>,
+        through: Option<u32>,
+    ) -> io::Result<Route> {
         let mut message = RouteMessage::default();
-        (
-            message.header.address_family,
-            message.header.destination_prefix_length,
-        ) = match address {
+        let header = &mut message.header;
+        let bits;
+        (header.address_family, bits) = match address {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
-        message
-            .attributes
-            .push(RouteAttribute::Destination(address.into()));
-        message.attributes.extend(through.map(RouteAttribute::Oif));
+        header.destination_prefix_length = bits;
+        header.source_prefix_length = if source.is_some() { bits } else { 0 };
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(address.into()));
+        attributes.extend(source.map(|source| RouteAttribute::Source(source.into())));
+        attributes.extend(through.map(RouteAttribute::Oif));
         let routes = collect(self.handle.route().get(message).execute()).await?;
         routes
             .first()

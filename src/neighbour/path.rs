@@ -3,12 +3,16 @@
 //! next hop, and who asks for its MAC.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 
+use nix::errno::Errno;
+use nix::libc;
 use rtnetlink::packet_route::route::RouteType;
 
-use super::netlink::Netlink;
+use super::netlink::{Held, Netlink, Route};
 use super::{DisplayMac, Interface, Tag, gone, refused};
+use crate::service::Towards;
 
 /// VLAN tags of a frame, at most: as many as the datapath takes.
 const TAGS: usize = crate::abi::VLAN_TAGS;
@@ -29,11 +33,87 @@ pub enum Path {
     },
 }
 
-/// How the routes lead to the address, if that is through `here`.
-pub async fn find(netlink: &Netlink, here: &Interface, address: IpAddr) -> io::Result<Path> {
+impl Path {
+    /// Packets take the same way, wherever they come from.
+    fn is_as(&self, other: &Path) -> bool {
+        match (self, other) {
+            (
+                Path::Via {
+                    device, next_hop, ..
+                },
+                Path::Via {
+                    device: others,
+                    next_hop: other,
+                    ..
+                },
+            ) => device.index == others.index && next_hop == other,
+            (Path::Blocked { .. }, _) | (_, Path::Blocked { .. }) => true,
+        }
+    }
+
+    /// "by 10.0.0.254 on eth0"
+    fn words(&self) -> String {
+        match self {
+            Path::Via {
+                device, next_hop, ..
+            } => format!("by {next_hop} on {}", device.name),
+            Path::Blocked { why, .. } => why.clone(),
+        }
+    }
+}
+
+/// How the routes lead to the address, if that is through `here`. A backend has one next hop,
+/// whichever of several addresses its packets come from.
+pub async fn find(
+    netlink: &Netlink,
+    here: &Interface,
+    own: &[Held],
+    towards: &Towards,
+) -> io::Result<Path> {
+    let address = towards.address;
+    let is_held = |source: &&IpAddr| own.iter().any(|held| held.address == **source);
+    // What nobody has is told elsewhere.
+    let mut sources = towards.sources.iter().filter(is_held);
+    let Some(first) = sources.next() else {
+        return find_from(netlink, here, own, address, None).await;
+    };
+    let path = find_from(netlink, here, own, address, Some(*first)).await?;
+    for source in sources {
+        let other = find_from(netlink, here, own, address, Some(*source)).await?;
+        if let Path::Blocked { .. } = other {
+            return Ok(other);
+        }
+        if !path.is_as(&other) {
+            let why = format!(
+                "{address} is reached {} from {first}, and {} from {source}: give the service \
+                 sources whose packets take one way",
+                path.words(),
+                other.words(),
+            );
+            let source = Some(*first);
+            return Ok(Path::Blocked { why, source });
+        }
+    }
+    Ok(path)
+}
+
+async fn find_from(
+    netlink: &Netlink,
+    here: &Interface,
+    own: &[Held],
+    address: IpAddr,
+    source: Option<IpAddr>,
+) -> io::Result<Path> {
     let blocked = |why, source| Ok(Path::Blocked { why, source });
-    let route = match netlink.route(address, None).await {
-        Err(error) if refused(&error) => return blocked(format!("no route to {address}"), None),
+    let routed = match source {
+        Some(source) => netlink.route_from(address, source).await,
+        None => route(netlink, own, address).await,
+    };
+    let route = match routed {
+        Err(error) if refused(&error) => {
+            let from = source.map_or_else(String::new, |source| format!(" from {source}"));
+            return blocked(format!("no route to {address}{from}"), source);
+        }
         route => route?,
     };
     match route.kind {
@@ -46,7 +126,7 @@ pub async fn find(netlink: &Netlink, here: &Interface, address: IpAddr) -> io::R
         Err(error) if gone(&error) => return blocked(format!("no route to {address}"), None),
         device => device?,
     };
-    let (name, source) = (&device.name, route.source);
+    let (name, source) = (&device.name, source.or(route.source));
     let Some(tags) = tags(netlink, &device, here.index).await? else {
         let why = format!("{address} is reached through {name}, not {}", here.name);
         return blocked(why, source);
@@ -72,6 +152,46 @@ pub async fn find(netlink: &Netlink, here: &Interface, address: IpAddr) -> io::R
             None,
         ),
     }
+}
+
+/// The route of packets from the address that this host would choose, if it were to last.
+async fn route(netlink: &Netlink, own: &[Held], address: IpAddr) -> io::Result<Route> {
+    let first = netlink.route(address, None).await?;
+    let Some(chosen) = first.source.filter(|_| first.kind == RouteType::Unicast) else {
+        return Ok(first);
+    };
+    let mut chosen_ones = own.iter().filter(|held| held.address == chosen);
+    let source = match (chosen_ones.next(), address) {
+        (Some(held), IpAddr::V6(address)) if held.temporary => lasting(address).unwrap_or(chosen),
+        _ => chosen,
+    };
+    // Rules may go by the source.
+    let route = netlink.route_from(address, source).await?;
+    Ok(Route {
+        source: Some(source),
+        ..route
+    })
+}
+
+/// The address that the kernel gives a socket that wants none of those that IPv6 makes up anew
+/// from time to time (RFC 5014, RFC 6724): it sends nothing.
+fn lasting(address: Ipv6Addr) -> io::Result<IpAddr> {
+    const ANY_PORT: u16 = 9;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    let wanted = libc::IPV6_PREFER_SRC_PUBLIC;
+    // SAFETY: the option's value is an int that lives across the call.
+    let error = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_ADDR_PREFERENCES,
+            (&raw const wanted).cast(),
+            size_of_val(&wanted) as u32,
+        )
+    };
+    Errno::result(error)?;
+    socket.connect((address, ANY_PORT))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// The tags of a frame that `device` sends, outermost first, where that is the interface

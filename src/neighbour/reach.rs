@@ -92,19 +92,40 @@ pub fn full(address: IpAddr, limit: &str) -> String {
     )
 }
 
-/// Tells of a change that is certain.
-pub fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
-    let via = |next_hop: &IpAddr| {
-        if *next_hop == address {
-            String::new()
-        } else {
-            format!("by {next_hop} ")
-        }
-    };
-    let within = |tags: &[Tag]| match tags {
+/// How an address is reached, behind its name.
+pub fn words(address: IpAddr, reach: &Reach) -> String {
+    match reach {
+        Reach::Resolved {
+            mac,
+            tags,
+            next_hop,
+            source,
+        } => format!(
+            "is reached {}at {}{} from {source}",
+            via(address, next_hop),
+            DisplayMac(*mac),
+            within(tags)
+        ),
+        Reach::Unresolved { why, .. } => format!("is not reached: {why}"),
+    }
+}
+
+fn via(address: IpAddr, next_hop: &IpAddr) -> String {
+    if *next_hop == address {
+        return String::new();
+    }
+    format!("by {next_hop} ")
+}
+
+fn within(tags: &[Tag]) -> String {
+    match tags {
         [] => String::new(),
         tags => format!(" in {}", DisplayTags(tags)),
-    };
+    }
+}
+
+/// Tells of a change that is certain.
+pub fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
     match (old, new) {
         (
             Some(Reach::Resolved { mac: old, .. }),
@@ -116,33 +137,18 @@ pub fn log(address: IpAddr, old: Option<&Reach>, new: &Reach) {
             },
         ) => info!(
             "{address} is reached {}at {}{} (before: {}) from {source}",
-            via(next_hop),
+            via(address, next_hop),
             DisplayMac(*mac),
             within(tags),
             DisplayMac(*old)
         ),
-        (
-            _,
-            Reach::Resolved {
-                mac,
-                tags,
-                next_hop,
-                source,
-            },
-        ) => {
-            info!(
-                "{address} is reached {}at {}{} from {source}",
-                via(next_hop),
-                DisplayMac(*mac),
-                within(tags)
-            );
-        }
+        (_, Reach::Resolved { .. }) => info!("{address} {}", words(address, new)),
         (Some(Reach::Resolved { mac, .. }), Reach::Unresolved { why, .. }) => {
             warn!(
                 "{address} is not reached at {} any more: {why}",
                 DisplayMac(*mac)
             );
         }
-        (_, Reach::Unresolved { why, .. }) => warn!("{address} is not reached: {why}"),
+        (_, Reach::Unresolved { .. }) => warn!("{address} {}", words(address, new)),
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::{Path, Tables, Tenure};
 use crate::health::Target;
-use crate::service::{Config, Health};
+use crate::service::{Config, Health, Towards};
 use crate::status::counted;
 
 /// What is known of the world at one moment: of the host, of the backends, and of the
@@ -21,8 +21,8 @@ pub struct World {
     pub now_s: u32,
     /// Length of a jiffy.
     pub tick: Duration,
-    /// How packets reach the backends, by their addresses.
-    pub paths: HashMap<IpAddr, Path>,
+    /// How packets reach the backends.
+    pub paths: HashMap<Towards, Path>,
     /// The VIPs that some interface of the host has.
     pub held_vips: BTreeSet<IpAddr>,
     /// The same of the source addresses of before.
@@ -51,7 +51,7 @@ impl Plan {
     pub fn new(config: &Config, world: &World, old: &Tables) -> Result<Plan> {
         let mut old = old.clone();
         old.forget_earlier(|source| Ok(world.needs_earlier.contains(&source)))?;
-        let path_of = |address| world.paths.get(&address).copied().unwrap_or_default();
+        let path_of = |towards: &Towards| world.paths.get(towards).copied().unwrap_or_default();
         let has_flows = |index| world.backends_with_flows.contains(&index);
         let mut tables = old.followed_by(config, world.tick, path_of, has_flows)?;
         let notices = leave_sources(&mut tables, &old, world)?;

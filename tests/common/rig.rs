@@ -144,10 +144,10 @@ pub fn config(services: Vec<Service>) -> Config {
 /// Every backend is reached directly, from [`SOURCE`] or [`SOURCE_V6`], and answers.
 pub fn tables(config: &Config) -> Tables {
     let tick = datapath::tick().expect("the kernel's tick");
-    Tables::new(config, tick, |address| Path {
-        mac: Some(backend_mac(address)),
+    Tables::new(config, tick, |towards| Path {
+        mac: Some(backend_mac(towards.address)),
         tags: Default::default(),
-        source: Some(match address {
+        source: Some(match towards.address {
             IpAddr::V4(_) => SOURCE.into(),
             IpAddr::V6(_) => SOURCE_V6.into(),
         }),

@@ -10,6 +10,7 @@ mod changes;
 mod found;
 mod held;
 mod ipv6;
+mod source;
 mod vlan;
 
 use std::io;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath::{self, Datapath};
-use xdp_proxy::service::{Config, PortRanges};
+use xdp_proxy::service::{Config, PortRanges, Towards};
 
 use crate::common::exchange::*;
 use crate::common::frame::*;
@@ -32,8 +32,8 @@ fn from_ports(ports: &[std::ops::RangeInclusive<u16>]) -> Config {
 /// configured no more are given up, or keep their flows.
 fn follow(rig: &mut Rig, config: &Config, gives_up: bool) -> Datapath {
     let tick = datapath::tick().unwrap();
-    let path_of = |address: IpAddr| xdp_proxy::tables::Path {
-        mac: Some(backend_mac(address)),
+    let path_of = |towards: &Towards| xdp_proxy::tables::Path {
+        mac: Some(backend_mac(towards.address)),
         tags: Default::default(),
         source: Some(SOURCE.into()),
         alive: true,

@@ -18,7 +18,7 @@ fn world(source: &str) -> World {
     World {
         now_s: 100,
         tick: TICK,
-        paths: [(address("10.0.0.2"), path)].into(),
+        paths: [(address("10.0.0.2").into(), path)].into(),
         ..World::default()
     }
 }

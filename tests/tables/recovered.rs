@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use xdp_proxy::service::Scheduler;
+use xdp_proxy::service::{Scheduler, Towards};
 use xdp_proxy::tables::{Notes, Path, SourceTable, Tables};
 
 use super::{TICK, news};
@@ -22,7 +22,7 @@ fn tables_are_recovered_from_their_records_and_notes() {
         v6,
         range,
     ]);
-    let path_of = |address: IpAddr| match address {
+    let path_of = |towards: &Towards| match towards.address {
         IpAddr::V4(_) => news(1),
         // Nobody answers.
         IpAddr::V6(_) => Path::default(),
