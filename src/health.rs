@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Checks of the backends: each is asked again and again, by a task of its own on the
-//! one thread, and the daemon is woken when something is known anew.
+//! Checks of the backends: each is asked again and again, by a task of its own on one thread
+//! beside the daemon's, and the daemon is woken when something is known anew.
 //!
 //! Checks leave from the address and port that the kernel picks, so never from a
 //! port of a flow's. They are closed by a RST, so that none rests in TIME_WAIT.
 
 mod probe;
+mod stream;
 mod tally;
+mod thread;
 mod tls;
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
@@ -24,6 +27,7 @@ use crate::config::ConfigError;
 use crate::service::{Backend, Check, Config, Health, Listen};
 use probe::{Failure, Probe};
 pub use tally::Tally;
+use thread::Thread;
 use tls::Authorities;
 
 /// Which backend: that of the service which listens there.
@@ -78,6 +82,7 @@ fn address(check: &Check, backend: &Backend) -> SocketAddr {
 
 /// What all checks share.
 struct Common {
+    thread: Thread,
     news: Notify,
     /// Backends of which nothing is known yet.
     unknown: AtomicUsize,
@@ -123,7 +128,10 @@ pub struct Checks {
 
 impl Checks {
     /// Begins a plan. `known` tells what was known of a backend before.
-    pub fn begin(plan: Plan, known: impl Fn(&Target) -> Health) -> Checks {
+    ///
+    /// # Errors
+    /// There is no thread for them.
+    pub fn begin(plan: Plan, known: impl Fn(&Target) -> Health) -> Result<Checks> {
         let places = raise_file_limit();
         if plan.0.len() as u64 > places {
             tracing::warn!(
@@ -133,6 +141,7 @@ impl Checks {
             );
         }
         let common = Common {
+            thread: Thread::start()?,
             news: Notify::new(),
             unknown: AtomicUsize::new(0),
             places: Semaphore::new((places as usize).min(Semaphore::MAX_PERMITS)),
@@ -143,7 +152,7 @@ impl Checks {
             common: Arc::new(common),
             watches: HashMap::new(),
         };
-        none.followed_by(plan, known)
+        Ok(none.followed_by(plan, known))
     }
 
     /// The checks of another plan. Those that are in both go on as they are; those of
@@ -173,7 +182,7 @@ impl Checks {
         if health == Health::Unknown {
             self.common.unknown.fetch_add(1, Ordering::Relaxed);
         }
-        let task = tokio::spawn(ask(
+        let task = self.common.thread.tasks().spawn(ask(
             self.common.clone(),
             check.clone(),
             Arc::new(probe),

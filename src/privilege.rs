@@ -41,13 +41,7 @@ pub fn check() -> Result<()> {
 pub fn limit() -> Result<()> {
     let held = read(CapSet::Permitted)?;
     let kept = kept(&held);
-    // What CAP_SETPCAP is for; without it the next lines make the rest worthless too.
-    if caps::has_cap(None, CapSet::Effective, CAP_SETPCAP).unwrap_or(false) {
-        for capability in read(CapSet::Bounding)?.difference(&kept) {
-            caps::drop(None, CapSet::Bounding, *capability)
-                .with_context(|| format!("giving up {capability}"))?;
-        }
-    }
+    bound(&kept)?;
     for (set, wanted) in [
         (CapSet::Ambient, &CapsHashSet::new()),
         (CapSet::Inheritable, &CapsHashSet::new()),
@@ -56,6 +50,33 @@ pub fn limit() -> Result<()> {
     ] {
         caps::set(None, set, wanted)
             .with_context(|| format!("giving up capabilities ({set:?})"))?;
+    }
+    set_no_new_privs().context("giving up privileges of other programs")
+}
+
+/// No program that this thread starts gets others. That is what CAP_SETPCAP is for; without it
+/// `no_new_privs` makes the rest worthless too.
+fn bound(kept: &CapsHashSet) -> Result<()> {
+    if caps::has_cap(None, CapSet::Effective, CAP_SETPCAP).unwrap_or(false) {
+        for capability in read(CapSet::Bounding)?.difference(kept) {
+            caps::drop(None, CapSet::Bounding, *capability)
+                .with_context(|| format!("giving up {capability}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives up for good all that the calling thread may do; other threads are not concerned.
+pub fn give_up_all() -> Result<()> {
+    bound(&CapsHashSet::new())?;
+    let sets = [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ];
+    for set in sets {
+        caps::clear(None, set).with_context(|| format!("giving up capabilities ({set:?})"))?;
     }
     set_no_new_privs().context("giving up privileges of other programs")
 }

@@ -60,7 +60,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     let known = old.health();
     let checks = Checks::begin(plan, |target| {
         known.get(target).copied().unwrap_or_default()
-    });
+    })?;
     checks.note_link(interface.up);
     tokio::join!(
         neighbours.settle(SETTLE_DEADLINE),

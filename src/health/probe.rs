@@ -3,9 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -16,22 +14,30 @@ use hyper::{Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::stream::{RECEIVE_BUFFER_BYTES, Stream};
 use super::tls::{self, Authorities};
 use crate::config::duration_text;
+use crate::excerpt::one_line;
 use crate::service::{Check, CheckKind, HttpCheck, StatusCodes, UdpCheck};
 
+/// Of an answer's head (HAProxy's limit too).
+const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Of an answer's body, what is read so that its sender sees it taken.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// The same in chunks, which each cost as much as some thousand bytes.
+const BODY_PIECES_MAX: usize = 256;
 /// Of a datagram, what is looked at.
 const REPLY_BYTES_MAX: usize = 4096;
+/// Of the reason of a failure.
+const WORDS_CHARS_MAX: usize = 300;
 const AGENT: &str = concat!("xdp-proxy/", env!("CARGO_PKG_VERSION"));
 
 /// Why a check did not succeed, in words.
@@ -45,11 +51,13 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// In a line: a server's certificate may have many names, and any.
     pub fn into_words(self) -> String {
-        match self {
+        let words = match self {
             Failure::Backend(words) | Failure::Silence(words) => words,
             Failure::Here(words) => format!("can't be checked: {words}"),
-        }
+        };
+        one_line(&words, WORDS_CHARS_MAX)
     }
 
     fn of(error: &io::Error) -> Failure {
@@ -156,10 +164,11 @@ impl Probe {
                 SocketAddr::V6(_) => TcpSocket::new_v6(),
             }?;
             socket.set_zero_linger()?;
+            socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES as u32)?;
             if let Kind::Tcp = self.kind {
                 SockRef::from(&socket).set_tcp_quickack(false)?;
             }
-            socket.connect(self.address).await.map(Stream)
+            socket.connect(self.address).await.map(Stream::new)
         };
         connected.await.map_err(|error| Failure::of(&error))
     }
@@ -211,38 +220,6 @@ impl Probe {
     }
 }
 
-/// A connection that only a RST ends: the FIN of an orderly end would leave one of the
-/// ends in TIME_WAIT.
-struct Stream(TcpStream);
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 /// Who the certificate must be for.
 fn server_name(check: &HttpCheck, address: SocketAddr) -> Result<ServerName<'static>> {
     let Some(host) = &check.host else {
@@ -283,7 +260,9 @@ impl Http {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<Answer> {
-        let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut protocol = http1::Builder::new();
+        protocol.max_buf_size(HEAD_BYTES_MAX);
+        let (mut requests, connection) = protocol.handshake(TokioIo::new(stream)).await?;
         let mut driver = JoinSet::new();
         driver.spawn(async { drop(connection.await) });
         let request = Request::get(self.uri.clone())
@@ -312,10 +291,14 @@ impl Answer {
     /// Takes the body, for its sender to see it taken.
     async fn read_on(mut self) {
         let mut bytes = 0;
-        while let Some(Ok(frame)) = self.body.frame().await
-            && bytes < BODY_BYTES_MAX
-        {
+        for _ in 0..BODY_PIECES_MAX {
+            let Some(Ok(frame)) = self.body.frame().await else {
+                return;
+            };
             bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes >= BODY_BYTES_MAX {
+                return;
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ mod forged;
 mod half_closed;
 mod loop_errors;
 mod names;
+mod servers;
 mod signals;
 mod stranger;
 mod strangers;

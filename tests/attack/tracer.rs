@@ -108,10 +108,12 @@ pub fn before(options: &str) -> String {
     format!("strace -D -f -o {TRACE} {options}")
 }
 
-/// The calls of the last trace, of its first process.
+/// The calls of the last trace, of the process' first thread: that of checks comes later.
 pub fn calls(lab: &Lab) -> Vec<Call> {
     let trace = String::from_utf8_lossy(&lab.read(TRACE)).into_owned();
-    let first = trace.split_whitespace().next().unwrap_or_default();
+    let threads = trace.lines().filter_map(|line| line.split(' ').next());
+    let first = threads.min_by_key(|thread| thread.parse::<u32>().unwrap_or(u32::MAX));
+    let first = first.unwrap_or_default();
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let of_first = trace.lines().filter_map(|line| {
         let (pid, text) = line.split_once(' ')?;

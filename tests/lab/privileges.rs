@@ -26,22 +26,35 @@ pub fn with(capabilities: &str) -> String {
     format!("{NOBODY} --inh-caps={list} --ambient-caps={list} --bounding-set={list}")
 }
 
-/// The lines of /proc/PID/status about privileges, which must be alike for each thread.
+/// The lines of /proc/PID/status about privileges. The other threads have none.
 fn privileges(lab: &Lab) -> BTreeMap<String, u64> {
     let pid = lab.status()["pid"].as_u64().unwrap();
-    let lines = lab.at(
-        "lb",
-        &format!("grep -rhE ^Cap|^NoNew /proc/{pid}/task --include=status"),
-    );
-    let mut all = BTreeMap::new();
-    for line in lines.lines() {
-        let (name, value) = line.split_once(':').unwrap();
-        let value = u64::from_str_radix(value.trim(), 16).unwrap();
-        let before = all.insert(name.to_owned(), value);
-        assert!(before.is_none_or(|before| before == value), "{lines}");
+    let of_thread = |thread: &str| {
+        let status = format!("/proc/{pid}/task/{thread}/status");
+        let lines = lab.at("lb", &format!("grep -hE ^Cap|^NoNew {status}"));
+        let parse = |line: &str| {
+            let (name, value) = line.split_once(':').unwrap();
+            let value = u64::from_str_radix(value.trim(), 16).unwrap();
+            (name.to_owned(), value)
+        };
+        lines.lines().map(parse).collect::<BTreeMap<_, _>>()
+    };
+    let first = of_thread(&pid.to_string());
+    let threads = lab.at("lb", &format!("ls /proc/{pid}/task"));
+    let others = threads.split_whitespace();
+    for thread in others.filter(|thread| *thread != pid.to_string()) {
+        for (name, value) in of_thread(thread) {
+            let most = match &*name {
+                "CapBnd" => first["CapBnd"],
+                "NoNewPrivs" => 1,
+                _ => 0,
+            };
+            assert_eq!(value & !most, 0, "{name} of {thread}: {value:x}");
+            assert!(name != "NoNewPrivs" || value == 1);
+        }
     }
-    assert_eq!(all.len(), 6, "{lines}");
-    all
+    assert_eq!(first.len(), 6, "{first:x?}");
+    first
 }
 
 /// It serves, reloads a file, follows a backend that goes and comes back, and sweeps.
