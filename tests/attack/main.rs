@@ -6,6 +6,7 @@
 mod common;
 
 mod failing_calls;
+mod flaps;
 mod flood;
 mod forged;
 mod half_closed;

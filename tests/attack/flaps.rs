@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//! Somebody on the network who makes a backend's MAC flap: the log stays short, and tells how
+//! often it was.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::lab::TWO;
+use crate::common::wire::{Wire, mac};
+
+const ANSWERS: usize = 60_000;
+/// Frames of one system call.
+const BATCH: usize = 100;
+/// The log's window, and some more.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Lines about the address: five, and how often it was, in each of two windows, and those of
+/// the start.
+const LINES_MAX: usize = 16;
+
+/// An answer of ARP to `to`: 10.0.0.2 is at `mac`.
+fn claim(to: [u8; 6], mac: [u8; 6]) -> Vec<u8> {
+    let ethernet_ipv4_reply = [8, 6, 0, 1, 8, 0, 6, 4, 0, 2];
+    [
+        &to[..],
+        &mac,
+        &ethernet_ipv4_reply,
+        &mac,
+        &[10, 0, 0, 2],
+        &to,
+        &[10, 0, 0, 5],
+    ]
+    .concat()
+}
+
+#[test]
+fn a_mac_that_flaps_fills_no_log() {
+    let Some(lab) = crate::lab("a_mac_that_flaps_fills_no_log") else {
+        return;
+    };
+    lab.script("ADDRESS[mallory]=10.0.0.66; add_host mallory");
+    let lb = lab.balance(TWO);
+    let to = mac(&lab, "lb");
+    let claims: Vec<_> = (0..BATCH as u8)
+        .map(|i| claim(to, [2, 0, 0, 0, 66, i]))
+        .collect();
+    let begun = Instant::now();
+    lab.within("mallory", || {
+        let wire = Wire::open();
+        for _ in 0..ANSWERS / BATCH {
+            wire.send(&claims);
+            thread::sleep(Duration::from_millis(4));
+        }
+    });
+    let flapped = begun.elapsed();
+    let about = |log: &str| {
+        log.lines()
+            .filter(|line| line.contains("10.0.0.2 "))
+            .count()
+    };
+    let counted = |log: &str| log.contains("how 10.0.0.2 is reached changed ");
+    while !counted(&lb.log()) {
+        assert!(begun.elapsed() < flapped + PATIENCE, "nobody counted");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let log = lb.log();
+    println!(
+        "{ANSWERS} answers in {flapped:?}: {} lines, {} bytes of log",
+        about(&log),
+        log.len()
+    );
+    let windows = 1 + flapped.as_secs() as usize / 10;
+    assert!(about(&log) <= LINES_MAX * windows, "{log}");
+    // What is true is told in the end.
+    let told = log.lines().rev().find(|line| counted(line)).unwrap();
+    assert!(
+        told.contains(" more times within 10 s: 10.0.0.2 is reached at "),
+        "{told}"
+    );
+    lb.until("up", |status| {
+        let backends = status["services"][0]["backends"].as_array().unwrap();
+        backends.iter().all(|backend| backend["state"] == "up")
+    });
+    lb.end();
+}
