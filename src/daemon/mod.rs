@@ -20,7 +20,7 @@ use troubles::Troubles;
 use update::Unwritten;
 pub use update::now_s;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -100,8 +100,8 @@ struct Daemon {
     handed_over: bool,
     /// It has its program in the place of ours.
     taken_over: bool,
-    /// The host has none of the flows' sources any more.
-    stranded: bool,
+    /// Sources that the host has no more, since when.
+    lost_sources: BTreeMap<IpAddr, Instant>,
     /// Sources that the routes name no more, but that the host still has.
     kept_sources: BTreeSet<IpAddr>,
 }
@@ -124,7 +124,7 @@ impl Daemon {
                 changed = self.neighbours.changed(), if !self.absent && !self.deaf => {
                     self.deaf = changed.is_err();
                     self.look_after().await;
-                    self.look_at_sources().await;
+                    self.move_sources().await;
                     self.apply(|_| ());
                 }
                 () = self.checks.changed() => self.apply(|_| ()),

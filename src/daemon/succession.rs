@@ -88,7 +88,7 @@ impl Daemon {
             deaf: false,
             handed_over: false,
             taken_over: false,
-            stranded: false,
+            lost_sources: Default::default(),
             kept_sources: Default::default(),
         };
         daemon.pay();

@@ -146,13 +146,14 @@ impl Daemon {
     }
 
     /// The path to a backend by all that is known. Where the source that the routes name
-    /// has no ports, it is one that has some and that the host still has.
+    /// has no ports for new flows, it is one that has some and that the host still has.
     fn path_now(&self, table: &BackendTable) -> Path {
         let mut path = table.path_after(path_of(self.reach(table)));
         let Some(named) = path.source else {
             return path;
         };
-        if self.tables.source_index(named).is_none() {
+        let has_ports = table.source.is_some() || self.kept_sources.contains(&named);
+        if !has_ports && !self.kept_sources.is_empty() {
             let fits = |kept: &&IpAddr| kept.is_ipv4() == named.is_ipv4();
             let before = table.path.source;
             let before = before.filter(|source| self.kept_sources.contains(source));

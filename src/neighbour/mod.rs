@@ -218,6 +218,14 @@ pub async fn is_held(address: IpAddr) -> Result<bool> {
     Ok(all.iter().any(|held| held.address == address))
 }
 
+/// Those of the addresses that any interface has, be it the loopback.
+pub async fn held(addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>> {
+    let all = open()?.addresses().await;
+    let all = all.context("looking for addresses of this host")?;
+    let held = all.into_iter().map(|held| held.address);
+    Ok(held.filter(|held| addresses.contains(held)).collect())
+}
+
 /// The interface that packets for the address leave by; `None` without a route,
 /// and for addresses of this host.
 pub async fn interface_towards(address: IpAddr) -> Result<Option<Interface>> {

@@ -5,11 +5,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use xdp_proxy::datapath::Datapath;
 
+use crate::common::beside;
 use crate::common::http::{self, Connection};
 use crate::common::lab::{BINARY, Balancer, HTTP1, HTTP2, LB, Lab, TWO, refusal};
 use crate::common::load::Clients;
@@ -19,6 +22,9 @@ use crate::common::wire::Wire;
 
 /// Longest wait for a line of the log.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A client that waits longer was not served at once: its SYN was lost.
+const HASTE: Duration = Duration::from_millis(800);
 
 /// Waits for a line; returns it.
 pub fn told(lb: &Balancer, words: &str) -> String {
@@ -179,6 +185,71 @@ fn an_address_that_is_replaced_moves_new_flows_to_its_successor() {
     lb.until("no flow is left", |status| {
         status["services"][0]["flows"] == 0
     });
+    lb.end();
+}
+
+/// As when a lease of DHCP ends and another begins: clients come all the time.
+#[test]
+fn an_address_that_is_replaced_keeps_new_clients_out_for_a_moment() {
+    let test = "an_address_that_is_replaced_keeps_new_clients_out_for_a_moment";
+    let Some(lab) = crate::lab(test) else { return };
+    let mac = lab.at("lb", "cat /sys/class/net/eth0/address");
+    lab.at("lb", "ip addr add 10.9.9.9/32 dev lo");
+    let entry = format!("ip neigh add 10.9.9.9 lladdr {} dev eth0", mac.trim());
+    lab.at("client", "ip route add 10.9.9.9/32 dev eth0");
+    lab.at("client", &entry);
+    let lb = lab.balance("-i eth0 --listen 10.9.9.9:80 --backend 10.0.0.2 --backend 10.0.0.3");
+    for (old, new) in [(LB, "10.0.0.6"), ("10.0.0.6", "10.0.0.7")] {
+        let change = format!("addr del {old}/24 dev eth0\naddr add {new}/24 dev eth0\n");
+        let file = lab.write("renumber", &change);
+        let begun = Instant::now();
+        let clients = |over: &AtomicBool| {
+            lab.within("client", || {
+                thread::scope(|scope| {
+                    let mut clients = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        let came = begun.elapsed();
+                        let client = move || Connection::open_within("10.9.9.9", HASTE).is_ok();
+                        clients.push((came, scope.spawn(client)));
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                    let clients = clients.into_iter();
+                    clients
+                        .map(|(came, client)| (came, client.join().unwrap()))
+                        .collect::<Vec<_>>()
+                })
+            })
+        };
+        let (clients, [before, after]) = beside(clients, || {
+            thread::sleep(Duration::from_millis(300));
+            let before = begun.elapsed();
+            lab.at("lb", &format!("ip -batch {file}"));
+            let after = begun.elapsed();
+            thread::sleep(Duration::from_millis(1500));
+            [before, after]
+        });
+        let lost: Vec<Duration> = clients
+            .iter()
+            .filter_map(|(came, served)| (!served).then_some(*came))
+            .collect();
+        let [first, last] = [lost.first(), lost.last()];
+        println!(
+            "the address changed within {:?}; of {} clients {} were not served, from {first:?} to \
+             {last:?}, begun at {before:?}",
+            after - before,
+            clients.len(),
+            lost.len()
+        );
+        assert!(first.is_none_or(|first| *first + HASTE > before));
+        // The daemon looks by itself once a second.
+        let patience = Duration::from_millis(500);
+        assert!(
+            last.is_none_or(|last| *last < after + patience),
+            "{}",
+            lb.log()
+        );
+        told(&lb, &format!("new ones come from {new}"));
+    }
     lb.end();
 }
 
