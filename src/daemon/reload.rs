@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use nix::libc::malloc_trim;
 use nix::unistd::{AccessFlags, access};
 
-use super::routes::held_vip;
+use super::routes::{held_vip, refuse_vips};
 use super::world::Surroundings;
 use super::{CHECKS_DEADLINE, Daemon, SETTLE_DEADLINE, succession};
 use crate::config::{self, HostPorts};
@@ -96,6 +96,7 @@ impl Daemon {
             neighbours,
             checks,
         };
+        refuse_vips(&config, &surroundings.interface, &surroundings.neighbours).await?;
         let informants = surroundings.informants();
         let Plan { tables, notices } =
             succession::plan(&config, informants, self.before(), default_source).await?;

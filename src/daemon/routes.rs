@@ -52,6 +52,39 @@ pub(super) async fn held_vip(config: &Config, interface: &Interface) -> Result<O
     Ok(None)
 }
 
+/// # Errors
+/// Clients of a VIP would be refused: it is no host's address, or what comes to it does not
+/// come to the program on this interface, or can't go on from there.
+pub(super) async fn refuse_vips(
+    config: &Config,
+    interface: &Interface,
+    neighbours: &Neighbours,
+) -> Result<()> {
+    if let Some(why) = neighbours.astray().into_values().next() {
+        bail!("{why}");
+    }
+    let services = config.services.iter();
+    let sources = services.flat_map(|service| service.source.iter().copied());
+    let all = vips(config).into_iter().chain(sources).collect();
+    if let Some(address) = neighbour::of_no_host(&all).await?.first() {
+        bail!("{address} is a broadcast or anycast address here; give the address of one host");
+    }
+    if let Some("macvlan" | "macvtap") = interface.kind.as_deref()
+        && let first = config.services[0].backends[0].address.ip()
+        && let Some(other) = neighbour::interface_towards(first).await?
+        && other.index != interface.index
+    {
+        bail!(
+            "{} is a {} with a MAC of its own, and backends are reached through {}: put the VIP on \
+             {2} itself (keepalived: without `use_vmac`), and name that with -i",
+            interface.name,
+            interface.kind.as_deref().unwrap_or_default(),
+            other.name
+        );
+    }
+    Ok(())
+}
+
 pub(super) fn backend_addresses(config: &Config) -> BTreeSet<Towards> {
     let services = config.services.iter();
     services

@@ -4,7 +4,9 @@
 
 use anyhow::{Result, bail};
 
-use super::routes::{addresses_with_flows, backend_addresses, choose_interface, held_vip, vips};
+use super::routes::{
+    addresses_with_flows, backend_addresses, choose_interface, held_vip, refuse_vips, vips,
+};
 use super::world::{Before, Surroundings};
 use super::{CHECKS_DEADLINE, Daemon, End, SETTLE_DEADLINE, Signals, succession};
 use crate::attach;
@@ -75,6 +77,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
         neighbours,
         checks,
     };
+    refuse_vips(&config, &surroundings.interface, &surroundings.neighbours).await?;
     let informants = surroundings.informants();
     let Plan { tables, notices } =
         succession::plan(&config, informants, before, default_source).await?;

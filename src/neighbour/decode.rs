@@ -54,6 +54,9 @@ pub fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
     }
 }
 
+/// Of these, IFLA_LINK is what they are stacked on.
+const STACKED: [&str; 6] = ["ipvlan", "ipvtap", "macsec", "macvlan", "macvtap", "vlan"];
+
 pub fn interface(link: &LinkMessage) -> Interface {
     let mut found = Interface {
         index: link.header.index,
@@ -66,6 +69,8 @@ pub fn interface(link: &LinkMessage) -> Interface {
             .contains(LinkFlags::Up | LinkFlags::LowerUp),
         kind: None,
         vlan: None,
+        stacked_on: None,
+        controller: None,
         peer: Peer::None,
         xdp_program: None,
     };
@@ -79,6 +84,7 @@ pub fn interface(link: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::Link(index) => lower = Some(*index),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => found.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
@@ -96,6 +102,12 @@ pub fn interface(link: &LinkMessage) -> Interface {
             }
             _ => {}
         }
+    }
+    if STACKED
+        .iter()
+        .any(|kind| found.kind.as_deref() == Some(kind))
+    {
+        found.stacked_on = lower.filter(|_| !elsewhere);
     }
     if found.kind.as_deref() == Some("veth") {
         found.peer = match lower {

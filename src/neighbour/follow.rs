@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+use super::astray::astray;
 use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
 use super::path::{self, Path};
@@ -50,6 +51,8 @@ pub struct Follower {
     vips: BTreeSet<IpAddr>,
     /// Those of the VIPs that some interface has.
     held: BTreeSet<IpAddr>,
+    /// Those that the program gets no packets of, and why.
+    astray: BTreeMap<IpAddr, String>,
     /// When everything is to be read from the kernel again.
     read_at: Instant,
     /// When all readings so far were [`READ_PAUSE`] apart.
@@ -94,6 +97,7 @@ impl Follower {
             interface: interface.clone(),
             reach: reach.collect(),
             held: BTreeSet::new(),
+            astray: BTreeMap::new(),
             starved: BTreeSet::new(),
             undecided: addresses.len(),
             ended: None,
@@ -120,6 +124,7 @@ impl Follower {
             hops: BTreeMap::new(),
             vips,
             held: BTreeSet::new(),
+            astray: BTreeMap::new(),
             read_at: now,
             read_paid: now,
             ask_at: now,
@@ -229,8 +234,10 @@ impl Follower {
     }
 
     async fn read_again(&mut self) -> Result<bool, Gone> {
+        let before = self.astray.clone();
         match self.read().await {
             Ok(()) => {
+                self.tell_of_astray(&before);
                 if std::mem::take(&mut self.troubled) {
                     info!(
                         "routes and neighbours on {} are read again",
@@ -263,6 +270,19 @@ impl Follower {
         now.is_err_and(|error| gone(&error))
     }
 
+    fn tell_of_astray(&mut self, before: &BTreeMap<IpAddr, String>) {
+        for vip in before.keys().chain(self.astray.keys()) {
+            let (was, is) = (before.get(vip), self.astray.get(vip));
+            if was == is || !self.repeats.may_tell(&Subject::Vip(*vip), std_now()) {
+                continue;
+            }
+            match is {
+                Some(why) => error!("{why}"),
+                None => info!("VIP {vip} is no more on a device with another MAC"),
+            }
+        }
+    }
+
     /// Reads the interface, the addresses, the routes and the neighbour tables.
     async fn read(&mut self) -> io::Result<()> {
         let interface = self.netlink.interface(self.interface.index).await?;
@@ -270,6 +290,7 @@ impl Follower {
         let own = self.netlink.addresses().await?;
         let held = own.iter().map(|held| held.address);
         self.held = held.filter(|it| self.vips.contains(it)).collect();
+        self.astray = astray(&self.netlink, &self.interface, &own, &self.vips).await?;
 
         let mut found = Vec::with_capacity(self.paths.len());
         let mut tables = BTreeMap::new();
@@ -378,6 +399,11 @@ impl Follower {
                     let mac = DisplayMac(now.mac);
                     warn!("{} changed {within}: it is {state} at {mac}", now.name);
                 }
+                Subject::Vip(vip) => {
+                    let now = self.astray.get(&vip);
+                    let now = now.map_or("is where it should be", String::as_str);
+                    warn!("the device that has VIP {vip} changed {within}: {now}");
+                }
                 Subject::Towards(towards) => {
                     let address = towards.address;
                     let state = self.state.borrow();
@@ -431,6 +457,7 @@ impl Follower {
             && undecided == state.undecided
             && starved == state.starved
             && self.held == state.held
+            && self.astray == state.astray
             && self.interface == state.interface;
         drop(state);
         if !same {
@@ -439,6 +466,7 @@ impl Follower {
                 state.undecided = undecided;
                 state.starved = starved;
                 state.held.clone_from(&self.held);
+                state.astray.clone_from(&self.astray);
                 state.interface.clone_from(&self.interface);
             });
         }
@@ -482,6 +510,7 @@ struct Gone;
 enum Subject {
     Interface,
     Towards(Towards),
+    Vip(IpAddr),
 }
 
 fn std_now() -> std::time::Instant {

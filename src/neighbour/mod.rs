@@ -30,6 +30,7 @@
 //! takes up to a minute to notice a changed MAC.
 
 mod arp;
+mod astray;
 mod decode;
 mod follow;
 mod hop;
@@ -71,6 +72,10 @@ pub struct Interface {
     pub kind: Option<String>,
     /// Of a VLAN device: what it puts on a frame, and where that goes on.
     pub vlan: Option<Vlan>,
+    /// The index of the interface here that its frames leave by: of a VLAN device, a macvlan...
+    pub stacked_on: Option<u32>,
+    /// The index of the bridge, bond... that it is a port of.
+    pub controller: Option<u32>,
     pub peer: Peer,
     /// The id of the XDP program attached to it, if there is exactly one.
     pub xdp_program: Option<u32>,
@@ -226,6 +231,26 @@ pub async fn held(addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>> {
     Ok(held.filter(|held| addresses.contains(held)).collect())
 }
 
+/// Those of the addresses that are none of one host here: a network's broadcast address.
+pub async fn of_no_host(addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<IpAddr>> {
+    use RouteType::{Anycast, Broadcast, Multicast};
+    let netlink = open()?;
+    let mut found = BTreeSet::new();
+    for address in addresses {
+        match netlink.route(*address, None).await {
+            Ok(route) if matches!(route.kind, Anycast | Broadcast | Multicast) => {
+                found.insert(*address);
+            }
+            Ok(_) => {}
+            Err(error) if refused(&error) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("looking for the route to {address}"));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// The interface that packets for the address leave by; `None` without a route,
 /// and for addresses of this host.
 pub async fn interface_towards(address: IpAddr) -> Result<Option<Interface>> {
@@ -292,6 +317,8 @@ struct State {
     reach: BTreeMap<Towards, Reach>,
     /// Those of the VIPs that an interface of this network namespace has.
     held: BTreeSet<IpAddr>,
+    /// Those whose packets the program does not take, and why.
+    astray: BTreeMap<IpAddr, String>,
     /// Addresses that the kernel has no room for in its neighbour table.
     starved: BTreeSet<IpAddr>,
     /// How many of them may still turn out either way.
@@ -346,6 +373,12 @@ impl Neighbours {
     /// Those of the VIPs that an interface of this network namespace has now.
     pub fn held(&self) -> BTreeSet<IpAddr> {
         self.state.borrow().held.clone()
+    }
+
+    /// Those of the VIPs that clients can't reach by way of the interface: the reason, which
+    /// names the VIP, and the mend.
+    pub fn astray(&self) -> BTreeMap<IpAddr, String> {
+        self.state.borrow().astray.clone()
     }
 
     /// Those of the addresses whose next hop the kernel's neighbour table has no room for:

@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use super::faults::told;
 use crate::common::http;
 use crate::common::lab::{BINARY, LB, TWO, refusal};
 
@@ -194,5 +195,67 @@ fn status_tells_what_the_documentation_promises() {
     ] {
         assert!(plain.contains(needle), "{needle}: {plain}");
     }
+    lb.end();
+}
+
+/// As keepalived makes one with `use_vmac`.
+#[test]
+fn a_vip_that_clients_would_be_refused_at_is_refused_with_the_mend() {
+    let test = "a_vip_that_clients_would_be_refused_at_is_refused_with_the_mend";
+    let Some(lab) = crate::lab(test) else { return };
+    let macvlan = |there: bool| {
+        match there {
+        true => lab.script(
+            "ip -n lb link add link eth0 name vrrp.51 address 00:00:5e:00:01:33 type macvlan mode private
+             ip -n lb link set vrrp.51 up
+             ip -n lb addr add 10.0.0.9/32 dev vrrp.51",
+        ),
+        false => lab.at("lb", "ip link del vrrp.51"),
+    }
+    };
+    let nine = "--listen 10.0.0.9:80 --backend 10.0.0.2";
+    let mend = "keepalived: without `use_vmac`";
+    macvlan(true);
+    for (arguments, needles) in [
+        (
+            format!("run -i eth0 {nine}"),
+            ["10.0.0.9 is on vrrp.51", mend],
+        ),
+        (
+            format!("run {nine}"),
+            ["backends are reached through eth0", mend],
+        ),
+        (
+            "run -i eth0 --listen 10.0.0.255:80 --backend 10.0.0.2".into(),
+            ["10.0.0.255 is a broadcast", "one host"],
+        ),
+    ] {
+        let error = refusal(&lab.proxy(&arguments), 1);
+        println!("{error}");
+        assert!(
+            needles.iter().all(|needle| error.contains(needle)),
+            "{error}"
+        );
+    }
+    assert_eq!(lab.attached(), None);
+
+    // It comes later, when the other router dies.
+    macvlan(false);
+    let file = lab.write(
+        "vip.toml",
+        "[[service]]\nlisten = '10.0.0.9:80'\nbackend = [{ address = '10.0.0.2' }]\n",
+    );
+    let lb = lab.balance(&format!("-i eth0 -c {file}"));
+    macvlan(true);
+    let line = told(&lb, "10.0.0.9 is on vrrp.51");
+    assert!(line.contains("ERROR") && line.contains(mend), "{line}");
+    let error = refusal(&lab.proxy("reload"), 1);
+    assert!(error.contains("10.0.0.9 is on vrrp.51"), "{error}");
+    // The mend, as it is written.
+    macvlan(false);
+    lab.at("lb", "ip addr add 10.0.0.9/32 dev eth0");
+    told(&lb, "VIP 10.0.0.9 is no more on a device with another MAC");
+    lab.at("lb", &format!("{BINARY} reload"));
+    lab.within("client", || http::host("10.0.0.9").unwrap());
     lb.end();
 }

@@ -21,6 +21,8 @@ fn interfaces_are_found_and_described() {
             up: eth0.up,
             kind: Some("veth".to_owned()),
             vlan: None,
+            stacked_on: None,
+            controller: None,
             peer: Peer::Elsewhere,
             xdp_program: None,
         };
