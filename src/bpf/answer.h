@@ -12,24 +12,40 @@
 
 /* Of the packet in question, what an ICMP error quotes of its payload. */
 #define QUOTED_BYTES_MAX 64
-/* ICMP errors in one tick of the clock, as routers limit them (RFC 1812). */
+/*
+ * ICMP errors are limited as routers limit them (RFC 1812, section 4.3.2.8): so many
+ * in one tick of the clock to all, and to each destination one a second, after so many
+ * at once, as the kernel does (icmp_ratelimit). Who forges his source has no more than
+ * that sent to his victim. RSTs and echo replies, which are no longer than what they
+ * answer, are not limited, as the kernel's are not.
+ */
 #define ICMP_PER_TICK 16
+#define ICMP_BURST 6
+#define ICMP_DESTINATIONS 4096 /* that are told apart, by their hash */
 
 /* A bucket of tokens, filled with each tick; approximate between CPUs. */
 __u32 icmp_tick;
 __u32 icmp_tokens;
+/* Jiffies at which one error a second would have come to what was sent. */
+__u32 icmp_until[ICMP_DESTINATIONS];
 
-static __always_inline bool may_send_icmp(void)
+static __always_inline bool may_send_icmp(const struct packet *packet)
 {
-	__u32 tick = now();
+	__u32 bucket =
+		mix(address_key(packet->from) ^ hash_seed) % ICMP_DESTINATIONS;
+	__u32 tick = now(), ahead = icmp_until[bucket] - tick;
 
 	if (icmp_tick != tick) {
 		icmp_tick = tick;
 		icmp_tokens = ICMP_PER_TICK;
 	}
-	if (!icmp_tokens)
+	/* It is over, or was never used. */
+	if (ahead > ICMP_BURST * second_ticks)
+		ahead = 0;
+	if (!icmp_tokens || ahead > (ICMP_BURST - 1) * second_ticks)
 		return false;
 	icmp_tokens--;
+	icmp_until[bucket] = tick + ahead + second_ticks;
 	return true;
 }
 
@@ -213,7 +229,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	__u8 macs[MACS_BYTES];
 	__u64 sum = 0;
 
-	if (!packet || !is_from_host(packet) || !may_send_icmp())
+	if (!packet || !is_from_host(packet) || !may_send_icmp(packet))
 		return OUTCOME_DROPPED_ICMP_LIMIT;
 	checksum = checksum_at(ctx, packet);
 	eth = frame_at(ctx, 0, sizeof(*eth));

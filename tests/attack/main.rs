@@ -19,6 +19,7 @@ mod strangers;
 mod tracer;
 mod unread;
 mod users;
+mod victim;
 
 use common::lab::Lab;
 

@@ -5,7 +5,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use xdp_proxy::abi::OutcomeCode;
-use xdp_proxy::datapath;
 use xdp_proxy::service::Protocol;
 
 use super::frame::*;
@@ -318,7 +317,7 @@ impl<'rig> Exchange<'rig> {
         out
     }
 
-    /// Answered by ICMP, after a rest that the limit asks for.
+    /// Answered by ICMP, as if nobody had been told of anything before.
     #[track_caller]
     pub fn is_told(&self, frame: &Frame, told: Told, code: OutcomeCode) {
         let completed = self.sum_out() == Sum::Partial && !frame.unsummed;
@@ -338,7 +337,7 @@ impl<'rig> Exchange<'rig> {
         completed_at: Option<usize>,
         code: OutcomeCode,
     ) {
-        std::thread::sleep(2 * datapath::tick().expect("the kernel's tick"));
+        self.rig.forget_told();
         let wanted = icmp_answer(frame, transport_at, told, completed_at);
         self.becomes(frame, &wanted, code);
     }

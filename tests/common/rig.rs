@@ -4,8 +4,9 @@
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use libbpf_rs::ProgramInput;
-use xdp_proxy::abi::types::flow_state;
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, ProgramInput};
+use xdp_proxy::abi::types::{self, flow_state};
 use xdp_proxy::abi::{self, OutcomeCode};
 use xdp_proxy::datapath::{self, Datapath, Settings};
 use xdp_proxy::service::{
@@ -197,6 +198,33 @@ impl Rig {
         self.datapath
             .write_interface(LB_MAC, mtu_bytes)
             .expect("writing the interface");
+    }
+
+    /// No ICMP error was sent to anybody, as far as the limits know.
+    pub fn forget_told(&self) {
+        let program = self.datapath.program_id().expect("the program's id");
+        let options = ProgInfoQueryOptions::default().include_map_ids(true);
+        let ids = ProgInfoIter::with_query_opts(options)
+            .find(|info| info.id == program)
+            .expect("the program is loaded")
+            .map_ids;
+        let bss = ids
+            .into_iter()
+            .map(|id| MapHandle::from_map_id(id).expect("a map of the program"))
+            .find(|map| map.name().to_string_lossy().ends_with(".bss"))
+            .expect("the program's data");
+        let value = bss.lookup(&[0; 4], MapFlags::ANY);
+        let mut value = value.expect("reading it").expect("an array's entry");
+        assert_eq!(value.len(), size_of::<types::bss>());
+        let place = value.as_mut_ptr().cast::<types::bss>();
+        // SAFETY: as many bytes as that, of which every pattern is a value.
+        let mut data = unsafe { place.read_unaligned() };
+        data.icmp_until.fill(0);
+        data.icmp_tokens = 16;
+        // SAFETY: the same.
+        unsafe { place.write_unaligned(data) };
+        bss.update(&[0; 4], &value, MapFlags::ANY)
+            .expect("writing it");
     }
 
     pub fn run(&self, frame: &[u8]) -> Ran {

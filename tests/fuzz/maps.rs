@@ -48,6 +48,12 @@ impl<T: Copy> Shared<T> {
         // SAFETY: as above; every bit pattern is a value of the maps' types.
         unsafe { self.first.add(index).write_volatile(value) }
     }
+
+    /// Changes the first entry in its place.
+    fn change(&self, change: impl FnOnce(&mut T)) {
+        // SAFETY: as above, and nobody else has a reference into it.
+        change(unsafe { &mut *self.first.as_ptr() });
+    }
 }
 
 impl<T> Drop for Shared<T> {
@@ -186,11 +192,15 @@ impl Maps {
         }
     }
 
-    /// Whether ICMP errors are at their limit; if so, until the next tick alone.
+    /// Whether ICMP errors are at their limit; if so, until the next tick alone. If not,
+    /// nobody was told of any.
     pub fn limit_icmp(&self, limited: bool) {
-        let mut bss = self.bss.get(0);
-        bss.icmp_tokens = if limited { 0 } else { 16 };
-        self.bss.set(0, bss);
+        self.bss.change(|bss| {
+            bss.icmp_tokens = if limited { 0 } else { 16 };
+            if !limited {
+                bss.icmp_until.fill(0);
+            }
+        });
     }
 
     /// Packets by outcome.

@@ -299,18 +299,21 @@ fn more_errors_than_the_limit_are_dropped_and_counted() {
     const DATAGRAMS: u64 = 4000;
     for served in &SERVED {
         let rig = rig_of(served, GENERIC);
-        let exchange = Exchange::new(&rig, served.0, 1);
-        let mut frame = exchange.client_frame(0);
-        *frame.hops() = 1;
-        let frame = frame.bytes(Sum::Complete);
+        let frames: Vec<_> = (0..DATAGRAMS)
+            .map(|number| {
+                let mut frame = Exchange::new(&rig, served.0, number as u32).client_frame(0);
+                *frame.hops() = 1;
+                frame.bytes(Sum::Complete)
+            })
+            .collect();
         let tick = xdp_proxy::datapath::tick().unwrap();
         let started = std::time::Instant::now();
         let mut told = 0;
-        for _ in 0..DATAGRAMS {
-            let ran = rig.run(&frame);
+        for frame in &frames {
+            let ran = rig.run(frame);
             match ran.verdict {
                 XDP_TX => told += 1,
-                _ => assert_eq!((ran.verdict, &ran.frame), (XDP_DROP, &frame)),
+                _ => assert_eq!((ran.verdict, &ran.frame), (XDP_DROP, frame)),
             }
         }
         let ticks = started.elapsed().as_nanos() / tick.as_nanos() + 2;
@@ -323,6 +326,39 @@ fn more_errors_than_the_limit_are_dropped_and_counted() {
         assert_eq!(rig.counter(TIME_EXCEEDED), told);
         let limited = rig.counter(OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT);
         assert_eq!(limited, DATAGRAMS - told);
+    }
+}
+
+/// As of Linux: six at once, then one a second; the others get theirs meanwhile.
+#[test]
+fn one_client_is_told_six_times_and_then_once_a_second() {
+    if !root_or_skip("one_client_is_told_six_times_and_then_once_a_second") {
+        return;
+    }
+    for served in &SERVED {
+        let rig = rig_of(served, GENERIC);
+        let told = |number: u32, times: usize| {
+            let mut frame = Exchange::new(&rig, served.0, number).client_frame(0);
+            *frame.hops() = 1;
+            let frame = frame.bytes(Sum::Complete);
+            let told = (0..times).filter(|_| rig.run(&frame).verdict == XDP_TX);
+            let told = told.count();
+            // What is sent in one tick is limited too.
+            std::thread::sleep(2 * xdp_proxy::datapath::tick().unwrap());
+            told
+        };
+        let started = std::time::Instant::now();
+        // The clock's tick may have begun a little earlier.
+        let seconds = || (started.elapsed() + Duration::from_millis(20)).as_secs() as usize;
+        assert_eq!(told(1, 6), 6, "{served:?}");
+        let more = told(1, 1000);
+        let now = seconds();
+        assert!(more <= now, "{more} more in {now} s");
+        assert_eq!(told(2, 6), 6, "another client");
+        std::thread::sleep(Duration::from_millis(1100));
+        let more = told(1, 1000);
+        let seconds = seconds();
+        assert!((1..=seconds).contains(&more), "{more} more in {seconds} s");
     }
 }
 
