@@ -3,23 +3,28 @@
 //! has shown that he is trusted.
 //!
 //! Everybody may connect, say nothing, or send descriptors whose closing takes as long as he
-//! likes (a TCP connection that lingers). So the daemon's loop has no part in it, guests are
-//! few, and he who keeps still longest has to go for the next one. A client of ours says all
-//! that it has to say at once, and comes again if it had to go.
+//! likes (a TCP connection that lingers), in whatever thread they are closed. So the daemon's
+//! loop has no part in it, nothing of a guest's is closed but by his own thread, guests are
+//! few, and he who keeps still longest has to go for the next one: a signal wakes his thread,
+//! whatever it waits for. A client of ours says all that it has to say at once, and comes again
+//! if it had to go.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::net::Shutdown;
+use std::mem;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::libc::c_int;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
 use tokio::sync::mpsc;
 
@@ -33,6 +38,11 @@ const GUESTS_OF_USER: usize = 16;
 const GUESTS: usize = 64;
 /// With those that were told to go and have not yet.
 const GUESTS_WITH_GOING: usize = 128;
+/// How often, and how long, room for a guest is waited for.
+const ROOM_TRIES: usize = 1000;
+const ROOM_PAUSE: Duration = Duration::from_millis(1);
+/// Wakes a guest's thread from whatever it waits for.
+const WAKE: Signal = Signal::SIGUSR2;
 /// Where no descriptor is left, others have to close theirs first.
 const ACCEPT_PAUSE: u16 = 100;
 const STACK_BYTES: usize = 128 << 10;
@@ -70,6 +80,10 @@ impl Door {
     ) -> Result<Door> {
         let doing = "opening the control socket";
         listener.set_nonblocking(true).context(doing)?;
+        let wakes = SigHandler::Handler(do_nothing);
+        let wakes = SigAction::new(wakes, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing, and nobody else has a use for this signal.
+        unsafe { sigaction(WAKE, &wakes) }.context(doing)?;
         let (bell, rung) = UnixStream::pair().context(doing)?;
         bell.set_nonblocking(true).context(doing)?;
         let shared = Arc::new(Shared {
@@ -112,10 +126,13 @@ impl Door {
 
     /// Has clients come by another socket from now on.
     pub fn move_to(&self, interface: &str, listener: UnixListener) {
+        let mut old = None;
         self.change(|state| {
-            state.listener = Arc::new(listener);
+            old = Some(mem::replace(&mut state.listener, Arc::new(listener)));
             state.greeting = Greeting::of(interface);
         });
+        // With it go those who have not been let in.
+        let _ = spawn("old door", move || drop(old));
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -132,6 +149,8 @@ impl Drop for Door {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        // Those who have not been let in go when the process ends, which waits for nothing.
+        mem::forget(self.listener());
     }
 }
 
@@ -183,19 +202,25 @@ impl Shared {
         greeting: Greeting,
         visitors: mpsc::UnboundedSender<UnixStream>,
     ) {
-        let Some(guest) = self.guests.admit(stream) else {
+        let Some(guest) = self.guests.admit(&stream) else {
             return;
         };
         let shared = self.clone();
         let talk = {
             let guest = guest.clone();
             move || {
-                match welcome(&guest.stream, &greeting) {
-                    Ok(visitor) => drop(visitors.send(visitor)),
-                    Err(error) => {
+                let _ = guest.thread.set(pthread_self());
+                // He may have been told to go before a signal could have come.
+                let talked = guest.stays().then(|| welcome(&stream, &greeting));
+                match talked {
+                    Some(Ok(visitor)) => drop(visitors.send(visitor)),
+                    Some(Err(error)) => {
                         tracing::debug!("a client of the control socket left: {error:#}");
                     }
+                    None => {}
                 }
+                // As long as this takes he is one of them.
+                drop(stream);
                 shared.guests.forget(&guest);
             }
         };
@@ -205,6 +230,8 @@ impl Shared {
         }
     }
 }
+
+extern "C" fn do_nothing(_: c_int) {}
 
 /// Returns the daemon's end of a conversation with a trusted client.
 fn welcome(guest: &UnixStream, greeting: &Greeting) -> Result<UnixStream> {
@@ -236,15 +263,23 @@ struct Guests(Mutex<Vec<Arc<Guest>>>);
 
 struct Guest {
     user: u32,
-    stream: UnixStream,
     /// It was told to go.
     goes: AtomicBool,
+    /// Known once it runs.
+    thread: OnceLock<Pthread>,
 }
 
 impl Guest {
+    fn stays(&self) -> bool {
+        !self.goes.load(Ordering::Relaxed)
+    }
+
+    /// To be called while he is among the guests, so that his thread is there.
     fn dismiss(&self) {
         self.goes.store(true, Ordering::Relaxed);
-        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.get() {
+            let _ = pthread_kill(*thread, WAKE);
+        }
     }
 }
 
@@ -253,13 +288,35 @@ impl Guests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: nobody else goes.
-    fn admit(&self, stream: UnixStream) -> Option<Arc<Guest>> {
-        let user = getsockopt(&stream, PeerCredentials).ok()?.uid();
-        let mut all = self.all();
+    /// `None`: nobody goes for him.
+    fn admit(&self, stream: &UnixStream) -> Option<Arc<Guest>> {
+        let user = getsockopt(stream, PeerCredentials).ok()?.uid();
+        self.make_room(user);
+        for _ in 0..ROOM_TRIES {
+            let mut all = self.all();
+            if all.len() < GUESTS_WITH_GOING {
+                let guest = Arc::new(Guest {
+                    user,
+                    goes: AtomicBool::new(false),
+                    thread: OnceLock::new(),
+                });
+                all.push(guest.clone());
+                return Some(guest);
+            }
+            // A signal may have come before what it was to wake him from.
+            let going = all.iter().filter(|guest| !guest.stays());
+            going.for_each(|guest| guest.dismiss());
+            drop(all);
+            thread::sleep(ROOM_PAUSE);
+        }
+        None
+    }
+
+    /// Has one go, if there are as many as may stay.
+    fn make_room(&self, user: u32) {
+        let all = self.all();
         let mut of_users: BTreeMap<u32, usize> = BTreeMap::new();
-        let staying = |guest: &&Arc<Guest>| !guest.goes.load(Ordering::Relaxed);
-        for guest in all.iter().filter(staying) {
+        for guest in all.iter().filter(|guest| guest.stays()) {
             *of_users.entry(guest.user).or_default() += 1;
         }
         let most = of_users.iter().max_by_key(|(_, count)| **count);
@@ -269,22 +326,11 @@ impl Guests {
             _ if of_users.values().sum::<usize>() >= GUESTS => most,
             _ => None,
         };
-        if let Some(from) = from {
-            let mut staying = all.iter().filter(staying);
-            if let Some(oldest) = staying.find(|guest| guest.user == from) {
-                oldest.dismiss();
-            }
+        let mut staying = all.iter().filter(|guest| guest.stays());
+        let oldest = staying.find(|guest| Some(guest.user) == from);
+        if let Some(oldest) = oldest {
+            oldest.dismiss();
         }
-        if all.len() >= GUESTS_WITH_GOING {
-            return None;
-        }
-        let guest = Arc::new(Guest {
-            user,
-            stream,
-            goes: AtomicBool::new(false),
-        });
-        all.push(guest.clone());
-        Some(guest)
     }
 
     fn forget(&self, guest: &Arc<Guest>) {

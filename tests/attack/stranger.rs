@@ -67,6 +67,22 @@ pub fn names(lab: &Lab) -> Vec<String> {
     names.map(|(_, name)| name.to_owned()).collect()
 }
 
+/// What only the trusted can do.
+pub fn mark(socket: &UnixStream) -> nix::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the value lives across the call, and has the size that is told.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DEBUG,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    nix::errno::Errno::result(result).map(drop)
+}
+
 /// Passes a descriptor on.
 pub fn pass(stream: &UnixStream, bytes: &[u8], descriptor: BorrowedFd) {
     let raw = [descriptor.as_raw_fd()];

@@ -7,12 +7,15 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 
 use crate::common::http;
 use crate::common::lab::{BINARY, LB, TWO, refusal};
-use crate::stranger::{NOBODY, ROOT, STRANGERS, as_stranger, descriptors, knock, pass, receive};
+use crate::stranger::{
+    NOBODY, ROOT, STRANGERS, as_stranger, descriptors, knock, mark, pass, receive,
+};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -80,9 +83,7 @@ fn without_the_capability_no_words_get_a_descriptor_or_stop_it() {
             }
             // What it takes is the kernel's to give.
             let (_, given) = UnixStream::pair().unwrap();
-            let marked = SockRef::from(&given);
-            let marked = marked.set_tcp_nodelay(true);
-            assert!(marked.is_err());
+            assert_eq!(mark(&given), Err(Errno::EACCES));
         });
     }
     lab.within("client", || http::host(LB).unwrap());
@@ -173,9 +174,10 @@ fn four_thousand_silent_connections_cost_few_descriptors_and_keep_nobody_out() {
 
 /// To close such a one takes the kernel as long as its owner likes, in whose thread ever.
 #[test]
-fn descriptors_that_linger_hold_up_neither_the_loop_nor_other_users() {
-    let test = "descriptors_that_linger_hold_up_neither_the_loop_nor_other_users";
-    let Some(lab) = crate::lab(test) else { return };
+fn descriptors_that_linger_hold_nobody_up() {
+    let Some(lab) = crate::lab("descriptors_that_linger_hold_nobody_up") else {
+        return;
+    };
     let lb = lab.balance(TWO);
     let threads = || {
         let pid = lab.status()["pid"].as_u64().unwrap();
@@ -183,36 +185,40 @@ fn descriptors_that_linger_hold_up_neither_the_loop_nor_other_users() {
         std::fs::read_dir(threads).unwrap().count()
     };
     let before = threads();
-    let held = as_stranger(&lab, NOBODY, || {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let lingering = (0..40).map(|_| {
-            let mut sender = TcpStream::connect(address).unwrap();
-            let (receiver, _) = listener.accept().unwrap();
-            sender.set_nonblocking(true).unwrap();
-            while sender.write(&[0; 1 << 16]).is_ok() {}
-            sender.set_nonblocking(false).unwrap();
-            let minute = Duration::from_secs(60);
-            SockRef::from(&sender).set_linger(Some(minute)).unwrap();
-            let line = knock("eth0").unwrap();
-            // Who closes it last has to wait: if that is this side, it is on a thread that
-            // nobody waits for.
-            let handle = line.try_clone().unwrap();
-            std::thread::spawn(move || {
-                pass(&handle, b"\n", sender.as_fd());
-                drop(sender);
+    let linger = |user: u32| {
+        as_stranger(&lab, user, || {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let lingering = (0..40).map(|_| {
+                let mut sender = TcpStream::connect(address).unwrap();
+                let (receiver, _) = listener.accept().unwrap();
+                sender.set_nonblocking(true).unwrap();
+                while sender.write(&[0; 1 << 16]).is_ok() {}
+                sender.set_nonblocking(false).unwrap();
+                let minute = Duration::from_secs(60);
+                SockRef::from(&sender).set_linger(Some(minute)).unwrap();
+                let line = knock("eth0").unwrap();
+                // Who closes it last has to wait: if that is this side, it is on a thread that
+                // nobody waits for.
+                let handle = line.try_clone().unwrap();
+                std::thread::spawn(move || {
+                    pass(&handle, b"\n", sender.as_fd());
+                    drop(sender);
+                });
+                (receiver, line)
             });
-            (receiver, line)
-        });
-        lingering.collect::<Vec<_>>()
-    });
+            lingering.collect::<Vec<_>>()
+        })
+    };
+    // Those of root without capabilities are not to be told from root's.
+    let held = [linger(NOBODY), linger(ROOT)];
     println!("{before} threads before, {} now", threads());
     let start = Instant::now();
     for _ in 0..3 {
         lab.status();
         lab.within("client", || http::host(LB).unwrap());
     }
-    println!("beside 40 descriptors that linger: {:.1?}", start.elapsed());
+    println!("beside 80 descriptors that linger: {:.1?}", start.elapsed());
     assert!(start.elapsed() < PATIENCE);
     // Its end waits for none of them.
     let start = Instant::now();

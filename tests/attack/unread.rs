@@ -78,11 +78,12 @@ fn a_log_that_nobody_reads_stops_nothing() {
         assert!(start.elapsed() < Duration::from_secs(4));
         assert_eq!(lab.attached(), None);
         if let Some(all) = reads.map(|reads| reads.join().unwrap()) {
+            // How many are lost hangs on how busy this machine is.
             let lost = all
                 .lines()
                 .filter(|line| line.contains(" lines of this log are lost"));
-            println!("{:?}", lost.clone().collect::<Vec<_>>());
-            assert!(lost.count() > 0);
+            println!("{:?}", lost.collect::<Vec<_>>());
+            assert!(all.contains("ERROR not reloaded"));
         }
         drop(reader);
     }
