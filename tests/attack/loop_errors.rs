@@ -248,13 +248,13 @@ fn a_daemon_out_of_descriptors_refuses_who_asks_for_some_and_serves_all_others()
     let limit = |files: &str| {
         lab.at("lb", &format!("prlimit --pid {pid} --nofile={files}"));
     };
-    // The first number that no descriptor has.
-    let free = || {
+    // The so-manieth number that no descriptor has, from 0.
+    let free = |nth: usize| {
         let open = |number: &usize| {
             let path = lab.path(&format!("/proc/{pid}/fd/{number}"));
             path.symlink_metadata().is_ok()
         };
-        (0..).find(|number| !open(number)).unwrap()
+        (0..).filter(|number| !open(number)).nth(nth).unwrap()
     };
     let hard = {
         let limits = fs::read_to_string(lab.path(&format!("/proc/{pid}/limits"))).unwrap();
@@ -263,12 +263,12 @@ fn a_daemon_out_of_descriptors_refuses_who_asks_for_some_and_serves_all_others()
             .find(|line| line.starts_with("Max open files"));
         line.unwrap().split_whitespace().nth(4).unwrap().to_owned()
     };
-    // One for the client that asks.
-    limit(&format!("{}:{hard}", free() + 1));
+    // Enough for the client that asks, and not for the maps.
+    limit(&format!("{}:{hard}", free(8)));
     let error = refusal(&lab.proxy("flows"), 1);
     assert!(error.contains("Too many open files"), "{error}");
     // And none at all, while addresses change and next hops are looked for.
-    limit(&format!("{}:{hard}", free()));
+    limit(&format!("{}:{hard}", free(0)));
     lab.at("lb", "ip addr add 10.0.0.77/24 dev eth0");
     std::thread::sleep(A_WHILE);
     lab.at("lb", "ip addr del 10.0.0.77/24 dev eth0");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! strace beside a daemon: tells its system calls, and lets some of them fail.
+//! strace beside a daemon: tells the system calls of its first thread, which serves, and
+//! lets some of them fail.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
@@ -83,7 +84,7 @@ impl Tracer {
     pub fn attach(lab: &Lab, pid: u64, options: &str) -> Tracer {
         let mut strace = lab
             .command("lb", "strace")
-            .args(["-f", "-o", TRACE, "-p", &pid.to_string()])
+            .args(["-o", TRACE, "-p", &pid.to_string()])
             .args(options.split_whitespace())
             .stderr(Stdio::piped())
             .spawn()
@@ -105,21 +106,14 @@ impl Tracer {
 /// What goes before a command that is traced from its start. The command is the child, and
 /// not strace.
 pub fn before(options: &str) -> String {
-    format!("strace -D -f -o {TRACE} {options}")
+    format!("strace -D -o {TRACE} {options}")
 }
 
-/// The calls of the last trace, of the process' first thread: that of checks comes later.
+/// The calls of the last trace.
 pub fn calls(lab: &Lab) -> Vec<Call> {
     let trace = String::from_utf8_lossy(&lab.read(TRACE)).into_owned();
-    let threads = trace.lines().filter_map(|line| line.split(' ').next());
-    let first = threads.min_by_key(|thread| thread.parse::<u32>().unwrap_or(u32::MAX));
-    let first = first.unwrap_or_default();
     let mut counts: HashMap<&str, usize> = HashMap::new();
-    let of_first = trace.lines().filter_map(|line| {
-        let (pid, text) = line.split_once(' ')?;
-        (pid == first).then(|| text.trim_start())
-    });
-    let calls = of_first.filter_map(|text| {
+    let calls = trace.lines().filter_map(|text| {
         let (name, _) = text.split_once('(')?;
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if name.is_empty() || !name.chars().all(is_name) {
