@@ -23,6 +23,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::libc::c_int;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{MsgFlags, getsockopt, sockopt::PeerCredentials};
@@ -50,8 +51,8 @@ const STACK_BYTES: usize = 128 << 10;
 /// The thread at the door; it ends when this is dropped.
 pub(super) struct Door {
     shared: Arc<Shared>,
-    /// A byte here, and the thread looks at what is shared.
-    bell: UnixStream,
+    /// Rung, and the thread looks at what is shared.
+    bell: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -84,8 +85,9 @@ impl Door {
         let wakes = SigAction::new(wakes, SaFlags::empty(), SigSet::empty());
         // SAFETY: the handler does nothing, and nobody else has a use for this signal.
         unsafe { sigaction(WAKE, &wakes) }.context(doing)?;
-        let (bell, rung) = UnixStream::pair().context(doing)?;
-        bell.set_nonblocking(true).context(doing)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = Arc::new(EventFd::from_flags(flags).context(doing)?);
+        let rung = bell.clone();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 listener: Arc::new(listener),
@@ -137,8 +139,8 @@ impl Door {
 
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.shared.state());
-        // If it is full, the bell rings already.
-        let _ = (&self.bell).write(b"\n");
+        // It needs no memory, as a byte in a socket would, and rings until it is heard.
+        let _ = self.bell.write(1);
     }
 }
 
@@ -159,7 +161,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attend(self: &Arc<Shared>, bell: &UnixStream, visitors: &mpsc::UnboundedSender<UnixStream>) {
+    fn attend(self: &Arc<Shared>, bell: &EventFd, visitors: &mpsc::UnboundedSender<UnixStream>) {
         let mut pause = PollTimeout::NONE;
         loop {
             let (listener, greeting) = match &*self.state() {
@@ -181,7 +183,7 @@ impl Shared {
             let rings = both[0].any().unwrap_or(false);
             pause = PollTimeout::NONE;
             if rings {
-                let _ = rights::receive(bell, &mut [0; 64], 0, MsgFlags::MSG_DONTWAIT);
+                let _ = bell.read();
                 continue;
             }
             let Some(listener) = listener else { continue };
