@@ -17,8 +17,8 @@ mod world;
 pub use start::{Manner, run};
 use succession::{Counts, Successor};
 use troubles::Troubles;
-use update::Unwritten;
 pub use update::now_s;
+use update::{Subject, Unwritten};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,6 +35,7 @@ use crate::datapath::Datapath;
 use crate::health::Checks;
 use crate::manager::{self, Watchdog};
 use crate::neighbour::{Interface, Neighbours};
+use crate::repeats::Repeats;
 use crate::service::Config;
 use crate::tables::{ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
@@ -92,6 +93,8 @@ struct Daemon {
     undecided: Option<Box<Successor>>,
     unwritten: Unwritten,
     troubles: Troubles,
+    /// Lines about one of them in the log.
+    repeats: Repeats<Subject>,
     /// The interface is gone.
     absent: bool,
     /// The neighbours are not followed any more.
@@ -151,6 +154,7 @@ impl Daemon {
         }
         self.pay();
         self.sweep();
+        self.sum_up();
     }
 
     /// Ends the flows whose time is over.

@@ -84,6 +84,7 @@ impl Daemon {
             undecided: None,
             unwritten: Default::default(),
             troubles: Default::default(),
+            repeats: Default::default(),
             absent: false,
             deaf: false,
             handed_over: false,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -13,6 +14,7 @@ use super::routes::path_of;
 use crate::datapath::Maps;
 use crate::manager;
 use crate::neighbour::{DisplayMac, Interface};
+use crate::repeats::WINDOW;
 use crate::service::Health;
 use crate::tables::{BackendTable, Condition, Path, Tables, Tenure};
 
@@ -87,6 +89,26 @@ impl Unwritten {
     }
 }
 
+impl Standing {
+    fn differs_in_words(&self, other: &Standing) -> bool {
+        let words = |of: &Standing| {
+            (
+                of.condition.health,
+                of.condition.drain_is_over,
+                of.takes_flows,
+            )
+        };
+        words(self) != words(other)
+    }
+}
+
+/// What a line of the log is about, by its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    Backend(usize),
+    Service(usize),
+}
+
 impl Daemon {
     fn standings(&self) -> Vec<Standing> {
         let standing = |index: usize| Standing {
@@ -128,11 +150,16 @@ impl Daemon {
             if old.takes_flows != new.takes_flows {
                 services.insert(self.tables.backends[index - 1].service);
             }
-            self.tell(index, old, new);
+            if old.differs_in_words(new) && self.may_tell(Subject::Backend(index)) {
+                self.tell(index, old, new);
+            }
         }
         self.unwritten.services.extend(&services);
         self.write();
-        self.tell_of_services(&services, &ignored, &before, &after);
+        let told = services.iter().copied();
+        let told = told.filter(|service| self.may_tell(Subject::Service(*service)));
+        let told = told.collect();
+        self.tell_of_services(&told, &ignored, &before, &after);
         if !services.is_empty() {
             manager::status(&self.summary());
         }
@@ -197,6 +224,43 @@ impl Daemon {
         services
             .filter_map(|(index, service)| service.ignores_health.then_some(index))
             .collect()
+    }
+
+    fn may_tell(&mut self, subject: Subject) -> bool {
+        self.repeats.may_tell(&subject, Instant::now())
+    }
+
+    /// Tells how often that changed of which not every change was told.
+    pub(super) fn sum_up(&mut self) {
+        for (subject, count) in self.repeats.over(Instant::now()) {
+            let within = format!("changed {count} more times within {} s", WINDOW.as_secs());
+            match subject {
+                Subject::Backend(index) => {
+                    let Some(table) = self.tables.backends.get(index - 1) else {
+                        continue;
+                    };
+                    let now = match self.tables.takes_flows(index) {
+                        true => "gets flows",
+                        false => "gets no new flows",
+                    };
+                    tracing::warn!("backend {} {within}: now it {now}", table.backend);
+                }
+                Subject::Service(index) => {
+                    let Some(service) = self.tables.services.get(index) else {
+                        continue;
+                    };
+                    let mut backends = service.backends.iter();
+                    let now = match backends.any(|index| self.tables.takes_flows(*index)) {
+                        true => "has one",
+                        false => "has none",
+                    };
+                    let listen = service.listen;
+                    tracing::warn!(
+                        "whether {listen} has a backend for new flows {within}: now it {now}"
+                    );
+                }
+            }
+        }
     }
 
     /// What changed of a backend, in a line.

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-//! Somebody on the network who makes a backend's MAC flap: the log stays short, and tells how
-//! often it was.
+//! Somebody on the network who makes a backend's MAC flap, and a backend whose checks do: the
+//! log stays short, and tells how often it was.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::beside;
 use crate::common::lab::TWO;
 use crate::common::wire::{Wire, mac};
 
@@ -81,4 +85,55 @@ fn a_mac_that_flaps_fills_no_log() {
         backends.iter().all(|backend| backend["state"] == "up")
     });
     lb.end();
+}
+
+/// It is up and down by turns, as often as it is asked.
+#[test]
+fn a_backend_whose_checks_flap_fills_no_log() {
+    let Some(lab) = crate::lab("a_backend_whose_checks_flap_fills_no_log") else {
+        return;
+    };
+    let file = lab.write(
+        "flaps.toml",
+        "[[service]]\nlisten = '10.0.0.5:80'\nbackend = [{ address = '10.0.0.2:9000' }]\n\
+         health = { type = 'http', interval = '20ms', timeout = '20ms', rise = 1, fall = 1 }\n",
+    );
+    let listener = lab.within("http1", || TcpListener::bind("10.0.0.2:9000").unwrap());
+    listener.set_nonblocking(true).unwrap();
+    let answer = |over: &AtomicBool| {
+        let mut statuses = ["200 OK", "503 No"].into_iter().cycle();
+        while !over.load(Ordering::Relaxed) {
+            let Ok((mut stream, _)) = listener.accept() else {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            let answer = format!("HTTP/1.1 {}\r\n\r\n", statuses.next().unwrap());
+            let asked = stream.set_nonblocking(false).and_then(|()| {
+                stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+                stream.read(&mut [0; 1024])
+            });
+            let _ = asked.and_then(|_| stream.write_all(answer.as_bytes()));
+        }
+    };
+    let flap = || {
+        let lb = lab.balance(&format!("-c {file}"));
+        let words = [
+            "backend 10.0.0.2:9000 changed ",
+            "whether 10.0.0.5:80/tcp has a backend for new flows changed ",
+        ];
+        let begun = Instant::now();
+        while !words.iter().all(|words| lb.log().contains(words)) {
+            assert!(begun.elapsed() < PATIENCE, "nobody counted: {}", lb.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+        let log = lb.log();
+        let lines = log.lines().count();
+        println!(
+            "{lines} lines, the last ones: {}",
+            log.lines().last().unwrap()
+        );
+        assert!(lines <= 4 * LINES_MAX, "{log}");
+        lb.end();
+    };
+    beside(answer, flap);
 }
