@@ -51,6 +51,7 @@ pub const OUTCOMES: &[Outcome] = outcomes![
     OUTCOME_DROPPED_RACE Dropped "race",
     OUTCOME_DROPPED_NO_ROOM Dropped "no_room",
     OUTCOME_DROPPED_UNPROVEN Dropped "unproven",
+    OUTCOME_DROPPED_MARTIAN Dropped "martian",
 ];
 
 const _: () = {

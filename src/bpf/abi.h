@@ -102,6 +102,7 @@ enum outcome {
 	OUTCOME_DROPPED_RACE,
 	OUTCOME_DROPPED_NO_ROOM, /* the frame could not be made into an answer */
 	OUTCOME_DROPPED_UNPROVEN, /* an ICMP error about a packet that did not pass */
+	OUTCOME_DROPPED_MARTIAN, /* its source is ours, or no host's */
 	OUTCOMES,
 };
 

@@ -229,7 +229,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	__u8 macs[MACS_BYTES];
 	__u64 sum = 0;
 
-	if (!packet || !is_from_host(packet) || !may_send_icmp(packet))
+	if (!packet || !may_send_icmp(packet))
 		return OUTCOME_DROPPED_ICMP_LIMIT;
 	checksum = checksum_at(ctx, packet);
 	eth = frame_at(ctx, 0, sizeof(*eth));
@@ -305,6 +305,11 @@ answer(struct xdp_md *ctx, const struct packet *packet, enum outcome outcome)
 {
 	bool v6 = is_ipv6(packet);
 
+	if (outcome < OUTCOME_REFUSED_NO_FLOW ||
+	    outcome > OUTCOME_TIME_EXCEEDED)
+		return outcome;
+	if (is_martian())
+		return OUTCOME_DROPPED_MARTIAN;
 	if (outcome == OUTCOME_TIME_EXCEEDED) {
 		/* No error about an error, nor about a later fragment. */
 		if (is_icmp(packet) || packet->fragment == FRAGMENT_LATER)
@@ -313,8 +318,6 @@ answer(struct xdp_md *ctx, const struct packet *packet, enum outcome outcome)
 				   v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED,
 				   0, outcome);
 	}
-	if (outcome < OUTCOME_REFUSED_NO_FLOW || outcome > OUTCOME_REFUSED_LAST)
-		return outcome;
 	if (is_udp(packet))
 		return answer_icmp(
 			ctx, v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH,
@@ -322,8 +325,7 @@ answer(struct xdp_md *ctx, const struct packet *packet, enum outcome outcome)
 	/* A header of IPv6 says that it is a fragment, and would in the RST. */
 	if (packet->fragment)
 		return OUTCOME_DROPPED_FRAGMENT;
-	return is_from_host(packet) ? answer_tcp(ctx, outcome) :
-				      OUTCOME_DROPPED_MALFORMED;
+	return answer_tcp(ctx, outcome);
 }
 
 #endif /* __XDP_PROXY_ANSWER_H__ */

@@ -6,22 +6,41 @@
 #ifndef __XDP_PROXY_CHECK_H__
 #define __XDP_PROXY_CHECK_H__
 
-#include "packet.h"
+#include "service.h"
 
 #define FRAME_BYTES_MIN 60 /* of Ethernet, without the checksum */
 
-/* The sender's address is one host's: it may be answered (RFC 1122, 3.2.1.3). */
-static __always_inline bool is_from_host(const struct packet *packet)
+/* The address is one that a host may have (RFC 1122, section 3.2.1.3; RFC 4291). */
+static __always_inline bool is_unicast(const struct packet *packet)
 {
-	__u8 first = *(const __u8 *)packet->from;
+	const __be32 *from = packet->from;
+	__u8 first = *(const __u8 *)from;
 
-	/* Neither multicast, nor ::, nor ::1. */
-	if (is_ipv6(packet))
-		return first != 0xff &&
-		       (packet->from[0] | packet->from[1] | packet->from[2] |
-			(packet->from[3] & ~bpf_htonl(1)));
-	return first && first != 127 && (first & 0xf0) != 0xe0 &&
-	       packet->from[0] != 0xffffffff;
+	if (is_ipv6(packet)) {
+		if (first == 0xff) /* multicast */
+			return false;
+		if (from[0] | from[1])
+			return true;
+		/* Neither :: nor ::1, nor what stands for an IPv4 address. */
+		return from[2] ? from[2] != bpf_htonl(0xffff) :
+				 (from[3] & ~bpf_htonl(1)) != 0;
+	}
+	/* Neither this network, nor loopback, nor multicast, nor class E. */
+	return first && first != 127 && first < 0xe0;
+}
+
+/*
+ * The packet says that it comes from where none can: from this host, from a whole
+ * network, or from no host at all. What would answer it, or be sent on for it, might come
+ * back to us without end. Asked of what would begin a flow or be answered, never of a
+ * flow's packets. A function of its own, which the verifier walks once.
+ */
+__noinline int is_martian(void)
+{
+	const struct packet *packet = packet_at_hand();
+
+	return !packet || !is_unicast(packet) ||
+	       address_of(packet->family, packet->from);
 }
 
 /*

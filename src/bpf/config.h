@@ -9,9 +9,10 @@
 #include "abi.h"
 
 /*
- * An address of ours: a VIP, a source address, or both. Open addressing over a
- * power of two: an entry is within PROBES places of its hash, and an unused
- * place (family 0) ends the search.
+ * An address of ours: a VIP, a source address, or both; or another one of this host, or
+ * of all hosts of a network that it is in (broadcast), from which no packet can come.
+ * Open addressing over a power of two: an entry is within PROBES places of its hash, and
+ * an unused place (family 0) ends the search.
  */
 struct address {
 	__be32 address[4]; /* IPv4: the first, the others 0 */

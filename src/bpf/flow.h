@@ -74,6 +74,8 @@ __noinline int begin_flow(struct xdp_md *ctx)
 
 	if (!packet || !eth)
 		return OUTCOME_REFUSED_NO_BACKEND;
+	if (is_martian())
+		return OUTCOME_DROPPED_MARTIAN;
 	backend = pick_backend(packet);
 	if (!backend)
 		return OUTCOME_REFUSED_NO_BACKEND;
@@ -152,8 +154,7 @@ static __always_inline enum outcome begin_anew(struct xdp_md *ctx,
 			return outcome;
 	}
 	if (opens(packet))
-		return is_from_host(packet) ? begin_flow(ctx) :
-					      OUTCOME_DROPPED_MALFORMED;
+		return begin_flow(ctx);
 	if (flow && is_gone(packet, backend))
 		return OUTCOME_REFUSED_BACKEND_GONE;
 	return packet->flags & TCP_RST ? OUTCOME_DROPPED_NO_FLOW :

@@ -98,10 +98,10 @@ static __always_inline enum outcome answer_echo(struct xdp_md *ctx,
 
 	if (!packet->answers_echo)
 		return OUTCOME_PASSED;
-	if (!icmp || !eth ||
-	    check_ip(ctx, packet) == OUTCOME_DROPPED_MALFORMED ||
-	    !is_from_host(packet))
+	if (!icmp || !eth || check_ip(ctx, packet) == OUTCOME_DROPPED_MALFORMED)
 		return OUTCOME_DROPPED_MALFORMED;
+	if (is_martian())
+		return OUTCOME_DROPPED_MARTIAN;
 	icmp->checksum = update_checksum(icmp->checksum,
 					 (__u16)~bpf_htons(icmp->type << 8) +
 						 bpf_htons(reply << 8));

@@ -41,10 +41,11 @@ static __always_inline __u64 address_key(const __be32 *address)
 	       mix(((__u64)address[1] << 32 | address[2]) ^ mix(address[3]));
 }
 
-/* Sets vip and source; passes what is for no address of ours. */
-static __always_inline enum outcome find_address(struct packet *packet)
+/* What is known of an address; NULL: it is none of this host. */
+static __always_inline const struct address *address_of(__u8 family,
+							const __be32 *words)
 {
-	__u32 place = place_hash(address_key(packet->to));
+	__u32 place = place_hash(address_key(words));
 
 #pragma unroll
 	for (int i = 0; i < PROBES; i++, place++) {
@@ -54,15 +55,24 @@ static __always_inline enum outcome find_address(struct packet *packet)
 
 		if (!address || !address->family)
 			break;
-		if (address->family == packet->family &&
-		    same_address(address->address, packet->to)) {
-			packet->vip = address->vip;
-			packet->source = address->source;
-			packet->answers_echo = address->answers_echo;
-			return OUTCOME_NEXT;
-		}
+		if (address->family == family &&
+		    same_address(address->address, words))
+			return address;
 	}
-	return OUTCOME_PASSED;
+	return NULL;
+}
+
+/* Sets vip and source; passes what is for no address of ours. */
+static __always_inline enum outcome find_address(struct packet *packet)
+{
+	const struct address *address = address_of(packet->family, packet->to);
+
+	if (!address)
+		return OUTCOME_PASSED;
+	packet->vip = address->vip;
+	packet->source = address->source;
+	packet->answers_echo = address->answers_echo;
+	return packet->vip | packet->source ? OUTCOME_NEXT : OUTCOME_PASSED;
 }
 
 /* Whether no service has the packet's port: most of the host's own end here. */

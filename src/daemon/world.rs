@@ -109,7 +109,7 @@ pub(super) async fn look(
             }
         }
     }
-    world.held_vips = neighbours.held();
+    world.held = neighbours.held();
     world.backends_with_flows = before.backends_with_flows()?;
     if let Some(maps) = before.maps {
         for (index, source) in before.tables.sources_in_use() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What the kernel's messages say. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
@@ -161,7 +161,7 @@ pub fn held(message: &AddressMessage) -> Option<Held> {
 }
 
 /// The address that a message tells an interface to have.
-fn address(message: &AddressMessage) -> Option<IpAddr> {
+pub fn address(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
         match attribute {
@@ -172,6 +172,22 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
         }
     }
     found
+}
+
+/// The addresses of all hosts of the network that a message tells an interface to be in:
+/// the last one, and what was named as such. A link between two has none (RFC 3021).
+pub fn broadcasts(message: &AddressMessage) -> impl Iterator<Item = IpAddr> {
+    let prefix = u32::from(message.header.prefix_len);
+    let of = move |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Broadcast(named) => Some(IpAddr::V4(*named)),
+        AddressAttribute::Address(IpAddr::V4(address)) if prefix < 31 => {
+            let last = u32::from(*address) | u32::MAX.checked_shr(prefix).unwrap_or_default();
+            Some(Ipv4Addr::from(last).into())
+        }
+        _ => None,
+    };
+    let found: Vec<IpAddr> = message.attributes.iter().filter_map(of).collect();
+    found.into_iter()
 }
 
 pub fn route(message: &RouteMessage) -> Route {

@@ -49,7 +49,7 @@ pub struct Follower {
     /// By the index of the device that leads to them.
     hops: BTreeMap<(u32, IpAddr), Hop>,
     vips: BTreeSet<IpAddr>,
-    /// Those of the VIPs that some interface has.
+    /// What interfaces have, and what all hosts of their networks have.
     held: BTreeSet<IpAddr>,
     /// Those that the program gets no packets of, and why.
     astray: BTreeMap<IpAddr, String>,
@@ -288,8 +288,7 @@ impl Follower {
         let interface = self.netlink.interface(self.interface.index).await?;
         self.set_interface(interface);
         let own = self.netlink.addresses().await?;
-        let held = own.iter().map(|held| held.address);
-        self.held = held.filter(|it| self.vips.contains(it)).collect();
+        self.held = self.netlink.held().await?;
         self.astray = astray(&self.netlink, &self.interface, &own, &self.vips).await?;
 
         let mut found = Vec::with_capacity(self.paths.len());

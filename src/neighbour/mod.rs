@@ -315,7 +315,8 @@ pub struct Neighbours {
 struct State {
     interface: Interface,
     reach: BTreeMap<Towards, Reach>,
-    /// Those of the VIPs that an interface of this network namespace has.
+    /// The addresses that interfaces of this network namespace have, and those of all
+    /// hosts of their networks (broadcast).
     held: BTreeSet<IpAddr>,
     /// Those whose packets the program does not take, and why.
     astray: BTreeMap<IpAddr, String>,
@@ -370,7 +371,8 @@ impl Neighbours {
         self.state.borrow().reach.clone()
     }
 
-    /// Those of the VIPs that an interface of this network namespace has now.
+    /// The addresses that interfaces of this network namespace have now, and those of all
+    /// hosts of their networks (broadcast).
     pub fn held(&self) -> BTreeSet<IpAddr> {
         self.state.borrow().held.clone()
     }
@@ -387,7 +389,7 @@ impl Neighbours {
         self.state.borrow().starved.clone()
     }
 
-    /// Waits for the next change of any reach, of the VIPs held, or of the interface: its
+    /// Waits for the next change of any reach, of the addresses held, or of the interface: its
     /// MAC, MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
     /// more: because the interface was deleted or moved away, and then no address is resolved;
     /// or because the kernel's notifications broke off, and then all is as it was known last.

@@ -2,7 +2,7 @@
 //! Questions to the kernel about interfaces, addresses, routes and
 //! neighbours, and its notifications when they change (rtnetlink(7)).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -84,6 +84,13 @@ impl Netlink {
     pub async fn addresses(&self) -> io::Result<Vec<Held>> {
         let all = collect(self.handle.address().get().execute()).await?;
         Ok(all.iter().filter_map(decode::held).collect())
+    }
+
+    /// Every address, and those of all hosts of their networks (broadcast).
+    pub async fn held(&self) -> io::Result<BTreeSet<IpAddr>> {
+        let all = collect(self.handle.address().get().execute()).await?;
+        let of = |message| decode::broadcasts(message).chain(decode::address(message));
+        Ok(all.iter().flat_map(of).collect())
     }
 
     /// ENETUNREACH and its like if the tables say so; `through`: as if only

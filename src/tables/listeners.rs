@@ -51,7 +51,7 @@ impl Listeners {
             port_maps.push(map);
         }
         Ok(Listeners {
-            entries: place(&entries, abi::listener_place)?,
+            entries: place(&entries, 0, abi::listener_place)?,
             port_maps,
         })
     }
@@ -59,15 +59,18 @@ impl Listeners {
 
 /// Lays entries out so that each is within [`abi::PROBES`] places of its hash,
 /// with no unused place before it: in the smallest power of two that allows it,
-/// but at least four times their number, so that a miss ends at once.
+/// but at least four times their number with `more`, so that a miss ends at once.
 ///
 /// # Errors
 /// The hashes of too many are too close together.
 pub(super) fn place<T: Copy + Default>(
     entries: &[T],
+    more: usize,
     hash: impl Fn(&T) -> usize,
 ) -> Result<Vec<T>> {
-    let mut size = (entries.len() * 4).next_power_of_two().max(abi::PROBES * 2);
+    let mut size = ((entries.len() + more) * 4)
+        .next_power_of_two()
+        .max(abi::PROBES * 2);
     while size <= PLACES_MAX {
         let mut table = vec![None; size];
         let fits = entries.iter().all(|entry| {

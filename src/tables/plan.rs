@@ -23,9 +23,10 @@ pub struct World {
     pub tick: Duration,
     /// How packets reach the backends.
     pub paths: HashMap<Towards, Path>,
-    /// The VIPs that some interface of the host has.
-    pub held_vips: BTreeSet<IpAddr>,
-    /// The same of the source addresses of before.
+    /// The addresses that interfaces of the host have, and those of all hosts of their
+    /// networks (broadcast).
+    pub held: BTreeSet<IpAddr>,
+    /// Those of the source addresses of before that some interface has.
     pub held_sources: BTreeSet<IpAddr>,
     /// What checks say of the backends that are checked.
     pub health: HashMap<Target, Health>,
@@ -55,7 +56,7 @@ impl Plan {
         let has_flows = |index| world.backends_with_flows.contains(&index);
         let mut tables = old.followed_by(config, world.tick, path_of, has_flows)?;
         let notices = leave_sources(&mut tables, &old, world)?;
-        tables.set_held(&world.held_vips);
+        tables.set_held(&world.held);
         tables.take_health(world.now_s, |target| world.health.get(target).copied());
         tables.drain(world.now_s);
         tables.place_services(&old, config, world.tick);

@@ -11,6 +11,9 @@ use crate::abi;
 use crate::maglev::{self, Member};
 use crate::service::Scheduler;
 
+/// Addresses of the host beside ours that there is room for.
+const HOST_ADDRESSES: usize = 250;
+
 impl Tables {
     /// Where what is configured is found.
     pub(super) fn listen(&self) -> Result<Listeners> {
@@ -47,23 +50,41 @@ impl Tables {
             .into_iter()
             .map(|(address, (vip, source))| abi::address_entry(address, vip, source, false))
             .collect();
-        listeners::place(&entries, abi::address_place)
+        listeners::place(&entries, HOST_ADDRESSES, abi::address_place)
     }
 
-    /// Takes in which VIPs the host has: the datapath answers echo for the
-    /// others. Returns the places of `addresses` that are new.
+    /// Takes in which addresses the host has, and those of all hosts of its networks
+    /// (broadcast): nobody else can send from them, and the datapath answers echo for the
+    /// VIPs that are not among them. Those that there is no place for are left out.
+    /// Returns the places of `addresses` that are new.
     pub fn set_held(&mut self, held: &BTreeSet<IpAddr>) -> Vec<usize> {
-        let mut changed = Vec::new();
-        for (place, entry) in self.addresses.iter_mut().enumerate() {
+        let mut now = self.addresses.clone();
+        let mut ours = HashSet::new();
+        for entry in &mut now {
+            if entry.vip == 0 && entry.source == 0 {
+                *entry = abi::address::default();
+                continue;
+            }
+            ours.insert((entry.family, entry.address));
             let vip = usize::from(entry.vip).checked_sub(1);
-            let answers = vip
-                .is_some_and(|vip| !held.contains(&self.vips[vip]))
-                .into();
-            if entry.answers_echo != answers {
-                entry.answers_echo = answers;
-                changed.push(place);
+            let answers = vip.is_some_and(|vip| !held.contains(&self.vips[vip]));
+            entry.answers_echo = answers.into();
+        }
+        // None of ours makes room for them, so that packets find those at all times.
+        for address in held {
+            let entry = abi::address_entry(*address, None, None, false);
+            let hash = abi::address_place(&entry);
+            let mut places = (hash..hash + abi::PROBES).map(|place| place % now.len());
+            let free = places.find(|place| now[*place].family == 0);
+            let ours = ours.contains(&(entry.family, entry.address));
+            if let Some(place) = free.filter(|_| !ours) {
+                now[place] = entry;
             }
         }
+        let of = |entry: &abi::address| (entry.family, entry.address, entry.answers_echo);
+        let differs = |place: &usize| of(&now[*place]) != of(&self.addresses[*place]);
+        let changed = (0..now.len()).filter(differs).collect();
+        self.addresses = now;
         changed
     }
 

@@ -11,6 +11,7 @@ mod flood;
 mod forged;
 mod half_closed;
 mod loop_errors;
+mod loops;
 mod names;
 mod servers;
 mod signals;

@@ -45,28 +45,16 @@ pub fn refused(protocol: u8, outcome: OutcomeCode) -> Fate {
     }
 }
 
-/// No host has it, so nobody is answered there (RFC 1122, section 3.2.1.3).
-fn is_host(address: IpAddr) -> bool {
+/// No other host has it (RFC 1122, section 3.2.1.3).
+fn is_nobodys(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => {
-            !v4.is_loopback() && !v4.is_multicast() && !v4.is_broadcast() && v4.octets()[0] != 0
+        IpAddr::V4(v4) => v4.is_loopback() || v4.octets()[0] == 0 || v4.octets()[0] >= 224,
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_multicast()
+                || v6.is_unspecified()
+                || v6.to_ipv4_mapped().is_some()
         }
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_multicast() && !v6.is_unspecified(),
-    }
-}
-
-/// What becomes of an answer that is not given.
-pub fn unanswered(packet: &Packet, fate: Fate) -> Fate {
-    let answers = is_host(packet.from);
-    match fate {
-        Fate::Reset(_) if packet.part == Part::First => {
-            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_FRAGMENT)
-        }
-        Fate::Reset(_) | Fate::Echo if !answers => {
-            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_MALFORMED)
-        }
-        Fate::Told(..) if !answers => Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT),
-        fate => fate,
     }
 }
 
@@ -84,6 +72,29 @@ fn opens(frame: &[u8], packet: &Packet) -> bool {
 }
 
 impl World {
+    /// It says that it comes from us, or from no host.
+    fn is_martian(&self, packet: &Packet) -> bool {
+        is_nobodys(packet.from) || self.is_ours(packet.from)
+    }
+
+    /// What becomes of an answer that is not given.
+    pub fn unanswered(&self, packet: &Packet, fate: Fate) -> Fate {
+        let answers = !self.is_martian(packet);
+        match fate {
+            // Its time was over.
+            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_ICMP_LIMIT) if !answers => {
+                Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_MARTIAN)
+            }
+            Fate::Reset(_) | Fate::Told(..) | Fate::Echo if !answers => {
+                Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_MARTIAN)
+            }
+            Fate::Reset(_) if packet.part == Part::First => {
+                Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_FRAGMENT)
+            }
+            fate => fate,
+        }
+    }
+
     /// In generic mode a frame in several buffers can't be cut.
     pub fn can_cut(&self, frame: &[u8]) -> bool {
         frame.len() <= FIRST_BUFFER_BYTES || self.rig.settings.complete_checksums
@@ -140,7 +151,7 @@ impl World {
                 };
                 Judgement {
                     ends,
-                    fate: unanswered(&packet, fate),
+                    fate: self.unanswered(&packet, fate),
                     remembers: packet.part == Part::First,
                     ..passed
                 }
@@ -317,8 +328,8 @@ impl World {
             Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_NO_FLOW)
         } else if !opens {
             refused(packet.protocol, OutcomeCode::OUTCOME_REFUSED_NO_FLOW)
-        } else if !is_host(packet.from) {
-            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_MALFORMED)
+        } else if self.is_martian(packet) {
+            Fate::Dropped(OutcomeCode::OUTCOME_DROPPED_MARTIAN)
         } else if self.takers(service).next().is_none() {
             refused(packet.protocol, OutcomeCode::OUTCOME_REFUSED_NO_BACKEND)
         } else {

@@ -39,20 +39,21 @@ pub struct Maker {
 fn known(world: &World, v6: bool) -> Vec<IpAddr> {
     let tables = &world.rig.tables;
     let others = match v6 {
-        false => [
+        false => &[
             "10.0.0.77",
             "127.0.0.1",
             "224.0.0.1",
             "255.255.255.255",
+            "240.0.0.1",
             "0.0.0.0",
         ],
-        true => ["fd00::77", "::1", "ff02::1", "::", "::ffff:10.0.0.5"],
+        true => &["fd00::77", "::1", "ff02::1", "::", "::ffff:10.0.0.5"][..],
     };
     (tables.vips.iter().copied())
         .chain(tables.sources.iter().map(|source| source.address))
         .chain(tables.backends.iter().map(|b| b.backend.address.ip()))
         .filter(|ip| ip.is_ipv6() == v6)
-        .chain(others.map(|text| text.parse().expect("an address")))
+        .chain(others.iter().map(|text| text.parse().expect("an address")))
         .collect()
 }
 

@@ -78,7 +78,7 @@ impl World {
                         self.flow_mut(place).next[0] = sequence.wrapping_add(1);
                     }
                 }
-                unanswered(&packet, fate)
+                self.unanswered(&packet, fate)
             }
             fate => fate,
         };

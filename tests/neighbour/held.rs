@@ -12,12 +12,13 @@ fn a_vip_is_held_while_any_interface_has_it() {
     as_lb(
         "a_vip_is_held_while_any_interface_has_it",
         async |_switch| {
-            let vips = ["10.0.0.1", "192.0.2.1", "2001:db8::1"].map(addr);
+            let vips = BTreeSet::from(["10.0.0.1", "192.0.2.1", "2001:db8::1"].map(addr));
             let eth0 = interface("eth0").await.unwrap();
-            let neighbours = Neighbours::follow(&eth0, [] as [IpAddr; 0], vips).await;
+            let neighbours = Neighbours::follow(&eth0, [] as [IpAddr; 0], vips.clone()).await;
             let mut neighbours = neighbours.unwrap();
             let held = |of: &[&str]| of.iter().map(|text| addr(text)).collect::<BTreeSet<_>>();
-            assert_eq!(neighbours.held(), held(&["10.0.0.1"]));
+            let of_vips = |now: &Neighbours| &now.held() & &vips;
+            assert_eq!(of_vips(&neighbours), held(&["10.0.0.1"]));
 
             ip("link add d0 type bridge");
             ip("link set d0 up");
@@ -45,7 +46,7 @@ fn a_vip_is_held_while_any_interface_has_it() {
                 ("addr flush dev lo", &[]),
             ] {
                 ip(line);
-                let took = until(&mut neighbours, |now_| now_.held() == held(now)).await;
+                let took = until(&mut neighbours, |now_| of_vips(now_) == held(now)).await;
                 println!("{line}: known after {took:?}");
             }
         },
@@ -102,4 +103,37 @@ fn a_vip_on_a_device_with_a_mac_of_its_own_is_told_with_the_mend() {
             "{bridge}"
         );
     });
+}
+
+/// Nobody else can send from these.
+#[test]
+fn what_all_hosts_of_a_network_have_is_held_as_well() {
+    as_lb(
+        "what_all_hosts_of_a_network_have_is_held_as_well",
+        async |_switch| {
+            let eth0 = interface("eth0").await.unwrap();
+            let neighbours = Neighbours::follow(&eth0, [] as [IpAddr; 0], []).await;
+            let mut neighbours = neighbours.unwrap();
+            let held = |now: &Neighbours, text: &str| now.held().contains(&addr(text));
+            assert!(held(&neighbours, "10.0.0.255"), "{:?}", neighbours.held());
+            ip("link add d0 type bridge");
+            ip("link set d0 up");
+            for (line, address) in [
+                ("addr add 192.0.2.66/27 dev d0", "192.0.2.95"),
+                ("addr add 192.0.2.1/28 brd 192.0.2.9 dev d0", "192.0.2.9"),
+                ("addr add 198.51.100.1/24 dev d0", "198.51.100.255"),
+            ] {
+                assert!(!held(&neighbours, address), "{address}");
+                ip(line);
+                let took = until(&mut neighbours, |now| held(now, address)).await;
+                println!("{line}: known after {took:?}");
+            }
+            // Of a link between two, both addresses are of one host each.
+            ip("addr add 203.0.113.4/31 dev d0");
+            until(&mut neighbours, |now| held(now, "203.0.113.4")).await;
+            assert!(!held(&neighbours, "203.0.113.5"));
+            ip("addr del 198.51.100.1/24 dev d0");
+            until(&mut neighbours, |now| !held(now, "198.51.100.255")).await;
+        },
+    );
 }

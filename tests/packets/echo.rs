@@ -14,10 +14,14 @@ use crate::common::root_or_skip;
 use crate::common::served::SERVED;
 
 const REPLY: OutcomeCode = OutcomeCode::OUTCOME_ECHO_REPLY;
+const MARTIAN: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_MARTIAN;
 const MALFORMED: OutcomeCode = OutcomeCode::OUTCOME_DROPPED_MALFORMED;
 
 /// VIPs of either family that are no source addresses.
 const VIPS: [&str; 2] = ["10.9.9.9", "fd09::9"];
+
+/// Of the host, beside them: addresses of its own, and one of all hosts of its network.
+const HOST: [&str; 3] = ["10.0.0.6", "fd00::6", "10.0.0.255"];
 
 /// Each VIP with every kind of checksum.
 fn in_every_way(answers: bool, check: impl Fn(&Exchange)) {
@@ -27,9 +31,9 @@ fn in_every_way(answers: bool, check: impl Fn(&Exchange)) {
             service("[fd09::9]:80", &SERVED[2].1),
         ];
         let mut tables = tables(&config(services.into()));
-        for address in &mut tables.addresses {
-            address.answers_echo = (answers && address.vip != 0).into();
-        }
+        let vips = VIPS.iter().filter(|_| !answers);
+        let held = HOST.iter().chain(vips);
+        tables.set_held(&held.map(|text| text.parse().unwrap()).collect());
         let rig = Rig::with_tables(tables, *settings);
         for listen in ["10.9.9.9:80", "[fd09::9]:80"] {
             check(&Exchange::new(&rig, listen, 1));
@@ -103,24 +107,88 @@ fn who_is_no_host_gets_no_answer() {
             "0.1.2.3",
             "127.0.0.1",
             "224.0.0.1",
+            "240.0.0.1",
             "255.255.255.255",
         ];
-        let of_v6 = ["::", "::1", "ff02::1", "ff0e::1:2", "ff00::"];
+        let of_v6 = [
+            "::",
+            "::1",
+            "ff02::1",
+            "ff0e::1:2",
+            "ff00::",
+            "::ffff:10.0.0.4",
+        ];
+        // A VIP, a source address, one of the host's own, and a broadcast address.
+        let ours_v4 = ["10.9.9.9", "10.0.0.5", HOST[0], HOST[2]];
+        let ours_v6 = ["fd09::9", "fd00::5", HOST[1]];
         let froms = match exchange.service.is_ipv4() {
-            true => of_v4,
-            false => of_v6,
+            true => [&of_v4[..], &ours_v4].concat(),
+            false => [&of_v6[..], &ours_v6].concat(),
         };
         for from in froms {
             let mut frame = request(exchange, exchange.service.ip());
             let from = SocketAddr::new(from.parse().unwrap(), 0);
             frame.set_ends(from, exchange.service);
-            exchange.is_dropped(&frame.bytes(Sum::Complete), MALFORMED);
-            // Nor does a flow begin for him, nor a RST go to him.
-            for flags in [SYN, ACK] {
+            exchange.is_dropped(&frame.bytes(Sum::Complete), MARTIAN);
+            // Nor does a flow begin for him, nor a RST or an ICMP error go to him.
+            for (flags, hops) in [(SYN, 64), (ACK, 64), (SYN, 1), (ACK, 1)] {
                 let mut frame = exchange.client_frame(flags);
-                frame.set_ends(SocketAddr::new(from.ip(), 7), exchange.service);
-                exchange.is_dropped(&frame.bytes(Sum::Complete), MALFORMED);
+                *frame.hops() = hops;
+                frame.set_ends(SocketAddr::new(from.ip(), 80), exchange.service);
+                exchange.is_dropped(&frame.bytes(Sum::Complete), MARTIAN);
             }
+        }
+        // Who looks like them is somebody.
+        let others = match exchange.service.is_ipv4() {
+            true => &[
+                "1.0.0.1",
+                "126.1.1.1",
+                "128.0.0.1",
+                "223.255.255.255",
+                "10.0.0.4",
+            ][..],
+            false => &[
+                "::2",
+                "0:0:1::",
+                "1::",
+                "::fffe:10.0.0.4",
+                "fe80::1",
+                "fd00::4",
+            ],
+        };
+        for from in others {
+            let mut frame = request(exchange, exchange.service.ip());
+            frame.set_ends(SocketAddr::new(from.parse().unwrap(), 0), exchange.service);
+            is_answered(exchange, &frame);
+        }
+    });
+}
+
+#[test]
+fn what_is_for_another_address_of_the_host_is_passed_whatever_it_is() {
+    let test = "what_is_for_another_address_of_the_host_is_passed_whatever_it_is";
+    if !root_or_skip(test) {
+        return;
+    }
+    in_every_way(true, |exchange| {
+        let to: IpAddr = match exchange.service.is_ipv4() {
+            true => HOST[0].parse().unwrap(),
+            false => HOST[1].parse().unwrap(),
+        };
+        exchange.is_passed(&request(exchange, to).bytes(Sum::Complete));
+        for flags in [SYN, ACK, RST] {
+            let mut frame = exchange.client_frame(flags);
+            frame.set_ends(
+                exchange.client,
+                SocketAddr::new(to, exchange.service.port()),
+            );
+            exchange.is_passed(&frame.bytes(Sum::Complete));
+            // Nor is a later fragment of it anybody else's.
+            match &mut frame.network {
+                Network::V4(ip) => ip.fragment_offset = 9.try_into().unwrap(),
+                Network::V6(_, extensions) => extensions.push(Extension::Fragment(9, false, 7)),
+            }
+            exchange.is_passed(&frame.bytes(Sum::Complete));
         }
     });
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! What a packet's destination is looked up in, and the memory that it all takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use xdp_proxy::abi;
 use xdp_proxy::service::{PortRanges, Protocol};
@@ -184,5 +185,49 @@ fn echo_is_answered_for_vips_that_the_host_does_not_have() {
     assert_eq!((answers(&tables), changed.len()), (vec![5, 8], 2));
     for place in changed {
         assert_ne!(tables.addresses[place].vip, 0);
+    }
+}
+
+/// As many as there is room for, and none of them moves what packets look for.
+#[test]
+fn addresses_of_the_host_come_and_go_beside_ours() {
+    let services = vec![service("10.0.0.5:80", &[("10.0.0.2:80", 1)])];
+    let mut tables = Tables::new(&config(services), TICK, |_| Path {
+        source: Some(address("10.0.0.7")),
+        ..news(1)
+    })
+    .unwrap();
+    let ours = |tables: &Tables| -> Vec<_> {
+        let places = (0..).zip(&tables.addresses);
+        let ours = places.filter(|(_, entry)| entry.vip + entry.source > 0);
+        ours.map(|(place, entry): (usize, _)| (place, entry.address))
+            .collect()
+    };
+    let before = ours(&tables);
+    assert_eq!(before.len(), 2);
+    let all: Vec<IpAddr> = (0..200)
+        .map(|i| match i % 2 {
+            0 => address(&format!("192.0.2.{i}")),
+            _ => address(&format!("2001:db8::{i}")),
+        })
+        .chain(["10.0.0.5", "10.0.0.7"].map(address))
+        .collect();
+    for count in [202, 3, 100, 0, 150] {
+        let held: BTreeSet<_> = all[all.len() - count..].iter().copied().collect();
+        let changed = tables.set_held(&held);
+        assert_eq!(ours(&tables), before, "with {count}");
+        assert!(changed.iter().all(|place| *place < tables.addresses.len()));
+        let is_there = |held: &&IpAddr| {
+            let words = abi::address_words(**held);
+            let mut entries = tables.addresses.iter();
+            entries.any(|entry| entry.family != 0 && entry.address == words)
+        };
+        let found = held.iter().filter(is_there).count();
+        println!("{found} of {count} in {} places", tables.addresses.len());
+        assert!(found * 50 >= count * 49, "{found} of {count}");
+        // What is no more is gone.
+        let there = tables.addresses.iter().filter(|entry| entry.family != 0);
+        let of_host = there.filter(|entry| entry.vip + entry.source == 0).count();
+        assert!(of_host <= count, "{of_host} of {count}");
     }
 }

@@ -71,7 +71,7 @@ fn what_checks_say_and_which_vips_the_host_has_is_in_the_plan() {
     let target = (config.services[0].listen, "10.0.0.2:80".parse().unwrap());
     let world = World {
         health: [(target, Health::Down)].into(),
-        held_vips: [address("10.0.0.5")].into(),
+        held: [address("10.0.0.5")].into(),
         ..world("10.0.0.5")
     };
     let plan = Plan::new(&config, &world, &begun()).unwrap();
