@@ -129,6 +129,7 @@ impl Datapath {
         rodata.counts_loads = tables.counts_loads.into();
         rodata.counts_in_flows = tables.counts_in_flows.into();
         rodata.serves_port_ranges = (!tables.listeners.port_maps.is_empty()).into();
+        rodata.asks_sockets = settings.offload_to.is_none().into();
         rodata.partial_checksums = settings.partial_checksums.into();
         rodata.complete_checksums = settings.complete_checksums.into();
         rodata.several_buffers = several_buffers.into();

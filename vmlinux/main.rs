@@ -13,7 +13,7 @@ use std::io::Write as _;
 use anyhow::{Context as _, Result, ensure};
 
 /// What `src/bpf` names, and what libbpf's helper declarations are written in.
-const TYPES: [(&str, u32); 15] = [
+const TYPES: [(&str, u32); 17] = [
     ("ethhdr", libbpf_sys::BTF_KIND_STRUCT),
     ("iphdr", libbpf_sys::BTF_KIND_STRUCT),
     ("ipv6hdr", libbpf_sys::BTF_KIND_STRUCT),
@@ -21,6 +21,8 @@ const TYPES: [(&str, u32); 15] = [
     ("udphdr", libbpf_sys::BTF_KIND_STRUCT),
     ("icmphdr", libbpf_sys::BTF_KIND_STRUCT),
     ("xdp_md", libbpf_sys::BTF_KIND_STRUCT),
+    ("bpf_sock", libbpf_sys::BTF_KIND_STRUCT),
+    ("bpf_sock_tuple", libbpf_sys::BTF_KIND_STRUCT),
     ("bpf_spin_lock", libbpf_sys::BTF_KIND_STRUCT),
     ("xdp_action", libbpf_sys::BTF_KIND_ENUM),
     ("bpf_map_type", libbpf_sys::BTF_KIND_ENUM),

@@ -125,6 +125,42 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
+typedef int __s32;
+
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+	__be16 dst_port;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
 struct bpf_spin_lock {
 	__u32 val;
 };
@@ -180,8 +216,6 @@ enum bpf_map_type {
 typedef long long int __s64;
 
 typedef long long unsigned int __u64;
-
-typedef int __s32;
 
 typedef __u64 __be64;
 

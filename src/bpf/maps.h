@@ -30,6 +30,8 @@ const volatile __u8 serves_udp = 0;
 const volatile __u8 counts_loads = 0; /* for least-connections */
 const volatile __u8 serves_port_ranges = 0;
 const volatile __u8 counts_in_flows = 0;
+/* The kernel can be asked for the host's sockets: not from a card. */
+const volatile __u8 asks_sockets = 0;
 /* Some source address but the first one has flows. */
 const volatile __u8 several_sources = 0;
 /* Some source address had other ports before. */

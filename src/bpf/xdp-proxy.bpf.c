@@ -5,6 +5,7 @@
  * known to be of a flow or for a service, nothing of it is changed.
  */
 #include "answer.h"
+#include "socket.h"
 #include "sweep.h"
 
 static __always_inline enum outcome
@@ -46,8 +47,11 @@ static __always_inline enum outcome find_flow(struct xdp_md *ctx,
 		return OUTCOME_PASSED;
 	packet->hash = tuple_hash(packet, hash_seed);
 	flow = find_flow_of_client(packet, AT_HAND);
-	if (!flow)
+	if (!flow) {
 		outcome = find_service(packet);
+		if (!outcome && is_of_host(ctx, packet))
+			outcome = OUTCOME_PASSED;
+	}
 	return outcome ? outcome : from_client(ctx, packet, flow);
 }
 

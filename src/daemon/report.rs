@@ -10,11 +10,11 @@ use anyhow::Result;
 use super::Daemon;
 use super::routes::{reach_of, vips};
 use super::update::now_s;
-use crate::config::{self, HostPorts};
+use crate::config;
 use crate::health::Report;
 use crate::manager;
 use crate::neighbour::{self, Reach};
-use crate::service::{Health, Service};
+use crate::service::Health;
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status, counted};
 use crate::tables::{BackendTable, Tenure};
@@ -34,10 +34,9 @@ impl Daemon {
     /// that what they can't find out is a warning too.
     pub(super) async fn report(&self) {
         let foreign = self.report_foreign_sources().await;
-        let deaf = self.report_deaf_checks();
         self.report_unreachable();
         let vlan = self.report_vlan_faults().await;
-        for error in [foreign, deaf, vlan].into_iter().filter_map(Result::err) {
+        for error in [foreign, vlan].into_iter().filter_map(Result::err) {
             tracing::warn!("{error:#}");
         }
     }
@@ -78,46 +77,6 @@ impl Daemon {
                     "source {source}: no interface has it, so that the backends' replies do not \
                      arrive: ip addr add {source}/{prefix} dev {}",
                     self.interface.name
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Warns of checks whose answers a service on several ports would take, since they
-    /// leave from its VIP.
-    fn report_deaf_checks(&self) -> Result<()> {
-        let local = HostPorts::read()?.local;
-        let services = self.config.services.iter();
-        let takers: Vec<&Service> = services
-            .filter(|service| {
-                let ports = service.listen.ports.range();
-                service.listen.ports.one().is_none()
-                    && ports.start() <= local.end()
-                    && local.start() <= ports.end()
-            })
-            .collect();
-        for (number, service) in self.config.services.iter().enumerate() {
-            let Some(check) = &service.health else {
-                continue;
-            };
-            let deaf = self.backends_of(number).find_map(|index| {
-                let table = &self.tables.backends[index - 1];
-                let from = match self.reach(table)? {
-                    Reach::Resolved { source, .. } => source,
-                    Reach::Unresolved { source, .. } => source?,
-                };
-                takers.iter().find(|taker| {
-                    (taker.listen.vip, taker.listen.protocol) == (from, check.kind.protocol())
-                })
-            });
-            if let Some(taker) = deaf {
-                tracing::warn!(
-                    "service {:?}: its checks leave from {}, where service {:?} takes the answers: \
-                     give one of them another VIP, or set health = {{ type = \"none\" }}",
-                    service.name,
-                    taker.listen.vip,
-                    taker.name
                 );
             }
         }

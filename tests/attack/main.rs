@@ -10,6 +10,7 @@ mod flaps;
 mod flood;
 mod forged;
 mod half_closed;
+mod host;
 mod loop_errors;
 mod loops;
 mod names;

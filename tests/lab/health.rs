@@ -124,24 +124,6 @@ fn a_reload_begins_changes_and_ends_checks_and_asks_a_new_backend_first() {
 }
 
 #[test]
-fn who_takes_the_answers_to_checks_is_named() {
-    let Some(lab) = lab("who_takes_the_answers_to_checks_is_named") else {
-        return;
-    };
-    let all =
-        "[[service]]\nname = 'all'\nlisten = '10.0.0.5:*'\nbackend = [{ address = '10.0.0.3' }]\n";
-    let balancer = balance(&lab, &(services(&[(80, "name = 'web'")]) + all));
-    let log = balancer.log();
-    let warning = "service \"web\": its checks leave from 10.0.0.5, where service \"all\" takes the \
-                   answers";
-    assert!(log.contains(warning), "{log}");
-    balancer.end();
-    let balancer = balance(&lab, &services(&[(80, "name = 'web'")]));
-    assert!(!balancer.log().contains("takes the answers"));
-    balancer.end();
-}
-
-#[test]
 fn a_check_leaves_nothing_behind_on_either_end() {
     let Some(lab) = lab_alone("a_check_leaves_nothing_behind_on_either_end") else {
         return;
