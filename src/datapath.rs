@@ -119,6 +119,7 @@ impl Datapath {
         rodata.port_filter = tables.port_filter();
         rodata.first_port = tables.first_port();
         rodata.several_sources = tables.has_several_sources().into();
+        rodata.avoids_ports = tables.avoids_ports().into();
         rodata.relisted = tables.is_relisted().into();
         rodata.sources_v4 = tables.sources_of(false);
         rodata.sources_v6 = tables.sources_of(true);

@@ -129,6 +129,7 @@ impl Tables {
             tables.put_sources(self, index, service, &mut users)?;
         }
         tables.vacate(has_flows);
+        tables.withhold();
         tables.place_services(self, config, tick);
         tables.listeners = tables.listen()?;
         tables.addresses = tables.place_addresses()?;

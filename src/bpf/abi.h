@@ -179,7 +179,8 @@ _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
  * They are taken in turns, from the hand on, so that the first unconfirmed flow
  * from there on is the oldest. A slot that comes free rests until the hand has
  * passed it, as the backends' TIME_WAIT and late packets want it: its tag still
- * leads those to its flow.
+ * leads those to its flow. One that is in use and rests is withheld: whoever has it
+ * keeps it, and it comes free no more.
  *
  * The flows that are not confirmed have a share of the slots that they can't
  * exceed: the oldest of them makes room for the next one.

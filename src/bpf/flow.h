@@ -79,6 +79,8 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	backend = pick_backend(packet);
 	if (!backend)
 		return OUTCOME_REFUSED_NO_BACKEND;
+	if (avoids_ports)
+		packet->avoided_port = backend->port ?: packet->dest_port;
 	steps = find_slot(packet, backend, &source, false);
 	if (steps >= STEPS)
 		steps = find_slot(packet, backend, &source, true);

@@ -34,6 +34,8 @@ const volatile __u8 counts_in_flows = 0;
 const volatile __u8 asks_sockets = 0;
 /* Some source address but the first one has flows. */
 const volatile __u8 several_sources = 0;
+/* Some source address is the VIP of more ports than can be withheld from flows. */
+const volatile __u8 avoids_ports = 0;
 /* Some source address had other ports before. */
 const volatile __u8 relisted = 0;
 /* The source addresses of each family, in which a client's flow may be. */
@@ -93,6 +95,7 @@ __u32 given_up;
 __u32 regrouped;
 __u32 gained;
 __u32 lost;
+__u32 withheld;
 __u32 new_share;
 
 struct {

@@ -60,6 +60,9 @@ struct packet {
 	__u32 idlest_rank;
 	__u32 idlest_slot;
 	__u32 idlest_steps;
+
+	__be16 avoided_port; /* that a new flow must not come from */
+	__u16 pad;
 };
 
 struct {

@@ -55,10 +55,32 @@ static __always_inline bool is_crowded(const struct group *group)
 	return count_bits(group->unconfirmed) >= group->share;
 }
 
-/* So many slots has a group for new flows. */
-static __always_inline __u32 room_in(const struct group *group)
+/*
+ * The slots of a group that the new flow at hand may have: not the one whose port is its
+ * backend's, where the source address has services on so many ports that they can't be
+ * withheld. Or it would take in what the backend sends to those from one port to the same
+ * one, as servers of SIP, DNS, NTP and syslog do.
+ */
+static __always_inline __u32 allowed_in(__u32 index)
 {
-	return is_crowded(group) ? 0 : count_bits(~group->used);
+	const struct packet *packet = avoids_ports ? packet_at_hand() : NULL;
+	__u32 nth;
+
+	if (!packet)
+		return ~0;
+	nth = bpf_ntohs(packet->avoided_port) - first_slot(index) % PORTS;
+	return nth < GROUP_SLOTS ? ~(1U << nth) : ~0;
+}
+
+static __always_inline __u32 free_in(const struct group *group, __u32 index)
+{
+	return ~group->used & allowed_in(index);
+}
+
+/* So many slots has a group for new flows. */
+static __always_inline __u32 room_in(const struct group *group, __u32 index)
+{
+	return is_crowded(group) ? 0 : count_bits(free_in(group, index));
 }
 
 /* Another CPU has the group's lock: it won't be long, unless that CPU is stopped. */
@@ -123,7 +145,8 @@ __noinline int retire_flow(__u32 slot, __u32 hash, __u32 ending)
 		backend = flow->backend;
 		flow->retired = true;
 		flow->seen = tick;
-		group->used &= ~bit;
+		/* Both: it is withheld. */
+		group->used &= ~bit | group->resting;
 		group->resting |= bit;
 		group->unconfirmed &= ~bit;
 		if (ending != ENDING_OVER) {
@@ -165,13 +188,14 @@ static __always_inline bool forget_flow(const struct packet *packet,
 {
 	__u32 index = group_of(packet->slot);
 	struct group *group = group_at(index);
-	bool is_gone;
+	bool is_taken, is_gone;
 
 	retire_flow(packet->slot, packet->hash, ENDING_OVER);
 	if (!group || !lock_group(group, index))
 		return false;
-	is_gone = !(group->used & bit_of(packet->slot)) ||
-		  flow->hash != packet->hash;
+	/* Who has just taken the slot has not claimed the record yet. */
+	is_taken = group->used & ~group->resting & bit_of(packet->slot);
+	is_gone = (flow->retired && !is_taken) || flow->hash != packet->hash;
 	if (is_gone && flow->hash == packet->hash)
 		flow->family = 0;
 	unlock_group(group);
@@ -275,11 +299,12 @@ __noinline int evict_oldest(__u32 index)
 /* So many slots has the group so many steps from home; -1: it is crowded. */
 __noinline int room_after(__u32 source, __u32 hash, __u32 steps)
 {
-	const struct group *group = group_at(group_after(source, hash, steps));
+	__u32 index = group_after(source, hash, steps);
+	const struct group *group = group_at(index);
 
 	if (!group)
 		return 0;
-	return is_crowded(group) ? -1 : count_bits(~group->used);
+	return is_crowded(group) ? -1 : count_bits(free_in(group, index));
 }
 
 /* The steps to the first group with room that is not near; STEPS: there is none. */
@@ -328,15 +353,18 @@ __noinline int note_idlest(__u32 index, __u32 steps)
 	const struct group *group = group_at(index);
 	struct packet *packet = packet_at_hand();
 	bool crowded;
+	__u32 slots;
 
 	if (!group || !packet)
 		return 0;
 	crowded = is_crowded(group);
+	/* What is withheld would not come free. */
+	slots = allowed_in(index) & ~group->resting;
 	for (__u32 i = 0; i < GROUP_SLOTS; i++) {
 		__u32 slot = first_slot(index) + i;
 		__u32 rank = rank_of(slot, crowded);
 
-		if (rank <= packet->idlest_rank)
+		if (rank <= packet->idlest_rank || !(slots >> i & 1))
 			continue;
 		packet->idlest_rank = rank;
 		packet->idlest_slot = slot;
@@ -411,19 +439,19 @@ __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 /* Where a new flow may have a slot of a source address; as make_room says it. */
 __noinline int find_room(__u32 source, __u32 hash, bool pressed)
 {
-	const struct group *home = group_at(group_after(source, hash, 0));
-	const struct group *next;
-	__u32 room, room_next;
+	__u32 index = group_after(source, hash, 0), room, room_next;
+	const struct group *home = group_at(index), *next;
 
 	if (!home)
 		return STEPS;
-	room = room_in(home);
+	room = room_in(home, index);
 	if (room >= ROOMY)
 		return 0;
-	next = group_at(group_after(source, hash, 1));
+	index = group_after(source, hash, 1);
+	next = group_at(index);
 	if (!next)
 		return STEPS;
-	room_next = room_in(next);
+	room_next = room_in(next, index);
 	if (room || room_next)
 		return room_next > room;
 	return make_room(source, hash, pressed);
@@ -436,7 +464,7 @@ static __always_inline bool is_roomy_home(const struct packet *packet,
 	__u32 index = group_after(source, packet->hash, 0);
 	const struct group *home = group_at(index);
 
-	return home && index == packet->home && room_in(home) >= ROOMY;
+	return home && index == packet->home && room_in(home, index) >= ROOMY;
 }
 
 /* Some flow whose home this is has gone so far; under the group's lock. */
@@ -499,7 +527,7 @@ static __always_inline bool take_slot(struct packet *packet, __u32 source,
 	if (!group || (!is_home && !note_reach(source, steps)))
 		return false;
 	hand = group->hand % GROUP_SLOTS;
-	free = ~group->used;
+	free = free_in(group, index);
 	rested = free & ~group->resting;
 	nth = first_from(hand, rested ?: free);
 	barrier_var(nth);
@@ -515,8 +543,8 @@ static __always_inline bool take_slot(struct packet *packet, __u32 source,
 	takes = !(group->used & 1 << nth) && !is_crowded(group) &&
 		(!is_home || group->insertions == packet->insertions);
 	if (takes) {
+		group->resting &= ~passed | group->used;
 		group->used |= 1 << nth;
-		group->resting &= ~passed;
 		group->unconfirmed |= 1 << nth;
 		group->hand = nth + 1;
 		group->insertions += is_home;

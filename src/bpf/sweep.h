@@ -32,9 +32,18 @@ __noinline int lose_slot(__u32 slot)
 	return is_left;
 }
 
+/* Some flow has the slot, under the lock of its group. */
+__noinline int is_in_use(__u32 slot)
+{
+	const struct flow *flow = flow_at(slot);
+
+	return flow && flow->state != FLOW_NONE && !flow->retired;
+}
+
 /*
- * Another set of a group's slots becomes ours: `gained` are free, and the flows in `lost`
- * end. Returns how many of these are left; REGROUP_AGAIN: nothing was done.
+ * Another set of a group's slots becomes ours: `gained` are free, `withheld` no more, each
+ * once the flow that may have it has ended; and the flows in `lost` end. Returns how many
+ * of these are left; REGROUP_AGAIN: nothing was done.
  */
 __noinline int regroup(void)
 {
@@ -45,8 +54,17 @@ __noinline int regroup(void)
 		return 0;
 	if (!lock_group(group, index))
 		return REGROUP_AGAIN;
-	group->used = (group->used & ~gained) | lost;
+	group->used |= lost | withheld;
+	group->resting |= withheld;
 	group->share = new_share;
+	for (__u32 i = 0; i < GROUP_SLOTS; i++) {
+		__u32 bit = gained & 1 << i;
+
+		if (bit && is_in_use(first_slot(index) + i))
+			group->resting &= ~bit;
+		else
+			group->used &= ~bit;
+	}
 	unlock_group(group);
 	for (__u32 i = 0; i < GROUP_SLOTS; i++)
 		if (lost >> i & 1)

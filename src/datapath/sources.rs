@@ -184,7 +184,7 @@ impl Datapath {
         before: Option<&SourceTable>,
     ) -> Result<()> {
         let seed = self.settings.hash_seed.wrapping_add(index as u64);
-        let of = |ports: &PortRanges| tables::groups(ports, seed);
+        let of = |ports: &PortRanges| tables::groups(ports, source.withheld.as_ref(), seed);
         let groups = of(&source.ports);
         self.write_list(index, groups.keys())?;
         if let Some(earlier) = &source.earlier {
@@ -206,7 +206,7 @@ impl Datapath {
             .flat_map(|ports| of(ports).into_keys())
             .collect();
         let mut later = Vec::new();
-        for change in tables::changes(&before.ports, &source.ports) {
+        for change in tables::changes(before, source) {
             match groups.get(&change.number) {
                 Some(group) if !known.contains(&change.number) => put(change.number, group)?,
                 _ => later.push((index, change)),
@@ -225,8 +225,8 @@ impl Datapath {
         self.named("ports")?.put(list as u32, &ports)
     }
 
-    /// Gives groups the slots that became theirs, and ends the flows in those that did not
-    /// stay so. What an error kept from it is left for the next time.
+    /// Gives groups the slots that became theirs, withholds others, and ends the flows in
+    /// those that did not stay theirs. What an error kept from it is left for the next time.
     pub(super) fn regroup(&mut self) -> Result<()> {
         let mut changes = std::mem::take(&mut self.transition.changes);
         // More than once, as a flow may have begun while its slot was looked at.
@@ -244,10 +244,10 @@ impl Datapath {
                 };
                 left += answer;
                 if answer != abi::REGROUP_AGAIN {
-                    change.gained = 0;
+                    (change.gained, change.withheld) = (0, 0);
                 }
             }
-            changes.retain(|(_, change)| change.gained | change.lost > 0);
+            changes.retain(|(_, change)| !change.is_none());
         }
         Ok(())
     }
@@ -257,6 +257,7 @@ impl Datapath {
             bss.regrouped = (source << abi::GROUP_BITS) as u32 | u32::from(change.number);
             bss.gained = change.gained;
             bss.lost = change.lost;
+            bss.withheld = change.withheld;
             bss.new_share = change.share.into();
         }
         let program = &self.skeleton.progs.xdp_proxy_regroup;

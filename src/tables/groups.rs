@@ -3,16 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::SourceTable;
 use crate::abi::{self, group};
 use crate::service::PortRanges;
 
 /// Of so many slots, one may have a flow that its client has not confirmed.
 const UNCONFIRMED_SHARE: u32 = 2;
 
-/// The groups with any of the ports, by their numbers. Which slot is the first one
-/// to be taken is random (RFC 6056, section 3.3), as is the group that a secret hash
-/// names.
-pub fn groups(ports: &PortRanges, mut seed: u64) -> BTreeMap<u16, group> {
+/// The groups with any of the ports, by their numbers; those that are withheld are in use.
+/// Which slot is the first one to be taken is random (RFC 6056, section 3.3), as is the
+/// group that a secret hash names.
+pub fn groups(
+    ports: &PortRanges,
+    withheld: Option<&PortRanges>,
+    mut seed: u64,
+) -> BTreeMap<u16, group> {
     let mut groups = BTreeMap::new();
     for port in ports.iter().map(usize::from) {
         let number = (port / abi::GROUP_SLOTS) as u16;
@@ -26,41 +31,59 @@ pub fn groups(ports: &PortRanges, mut seed: u64) -> BTreeMap<u16, group> {
         });
         group.used &= !(1 << (port % abi::GROUP_SLOTS));
     }
+    for port in withheld.into_iter().flat_map(PortRanges::iter) {
+        let port = usize::from(port);
+        if let Some(group) = groups.get_mut(&((port / abi::GROUP_SLOTS) as u16)) {
+            group.used |= 1 << (port % abi::GROUP_SLOTS);
+        }
+    }
     for group in groups.values_mut() {
         group.share = (group.used.count_zeros() / UNCONFIRMED_SHARE).max(1) as u8;
     }
     groups
 }
 
-/// A group of slots that are ours, and that others of them become ours.
+/// A group of slots of which others become ours, or are withheld.
 pub struct Change {
     pub number: u16,
-    /// A bit for each slot.
+    /// A bit for each slot that comes free.
     pub gained: u32,
+    /// The same of those whose flows end,
     pub lost: u32,
+    /// and of those that come free no more.
+    pub withheld: u32,
     pub share: u8,
 }
 
-/// What changes of the groups where a source has other ports than before.
-pub fn changes(old: &PortRanges, new: &PortRanges) -> Vec<Change> {
-    let [old, new] = [old, new].map(|ports| groups(ports, 0));
-    let ours = |groups: &BTreeMap<u16, group>, number| {
+impl Change {
+    pub fn is_none(&self) -> bool {
+        self.gained | self.lost | self.withheld == 0
+    }
+}
+
+/// What changes of the groups where a source has other ports than before, or others are
+/// withheld.
+pub fn changes(old: &SourceTable, new: &SourceTable) -> Vec<Change> {
+    let of = |source: &SourceTable, withheld| groups(&source.ports, withheld, 0);
+    let slots = |groups: &BTreeMap<u16, group>, number| {
         let group = groups.get(&number);
         group.map_or(0, |group| !group.used)
     };
-    let numbers: BTreeSet<u16> = old.keys().chain(new.keys()).copied().collect();
+    let [ours_before, ours] = [old, new].map(|source| of(source, None));
+    let [open_before, open] = [old, new].map(|source| of(source, source.withheld.as_ref()));
+    let numbers: BTreeSet<u16> = ours_before.keys().chain(ours.keys()).copied().collect();
     let changes = numbers.into_iter().map(|number| {
-        let (was, is) = (ours(&old, number), ours(&new, number));
+        let (had, has) = (slots(&ours_before, number), slots(&ours, number));
+        let (gave, gives) = (slots(&open_before, number), slots(&open, number));
         Change {
             number,
-            gained: is & !was,
-            lost: was & !is,
-            share: new.get(&number).map_or(1, |group| group.share),
+            gained: gives & !gave,
+            lost: had & !has,
+            withheld: has & !gives & gave,
+            share: open.get(&number).map_or(1, |group| group.share),
         }
     });
-    changes
-        .filter(|change| change.gained | change.lost != 0)
-        .collect()
+    changes.filter(|change| !change.is_none()).collect()
 }
 
 /// Whether the program looks into the group of a port for a flow with this hash, whose

@@ -77,6 +77,9 @@ impl BackendTable {
 pub struct SourceTable {
     pub address: IpAddr,
     pub ports: PortRanges,
+    /// Those of them that no new flow gets, as services of this address have them.
+    #[serde(default)]
+    pub withheld: Option<PortRanges>,
     /// Those that it had before, which some flows were found by.
     pub earlier: Option<PortRanges>,
     pub tenure: Tenure,

@@ -4,7 +4,7 @@
 use super::{Tables, Tenure};
 use crate::abi;
 use crate::maglev::Packing;
-use crate::service::SOURCES_MAX;
+use crate::service::{PortRanges, SOURCES_MAX};
 
 /// What a datagram in fragments takes, in a hash map of the kernel's: of 6.18.
 const FRAGMENT_BYTES: usize = 128;
@@ -31,7 +31,12 @@ impl Tables {
     pub fn capacity(&self) -> usize {
         let sources = self.sources_in_use();
         let configured = sources.filter(|(_, source)| source.tenure == Tenure::Configured);
-        configured.map(|(_, source)| source.ports.count()).sum()
+        configured
+            .map(|(_, source)| {
+                let withheld = source.withheld.as_ref().map_or(0, PortRanges::count);
+                source.ports.count() - withheld
+            })
+            .sum()
     }
 
     /// Entries of a source's table: a record for each port, or as few as a map needs.

@@ -4,12 +4,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use anyhow::{Result, ensure};
 
-use super::{SourceTable, Tables, Tenure, put};
+use super::{ServiceTable, SourceTable, Tables, Tenure, put};
 use crate::abi;
-use crate::service::{SOURCES_MAX, Service};
+use crate::service::{PortRanges, SOURCES_MAX, Service};
 
 impl Tables {
     /// The sources that flows come from, with their indexes.
@@ -83,6 +84,7 @@ impl Tables {
             let source = SourceTable {
                 address,
                 ports: ports.clone(),
+                withheld: None,
                 earlier: None,
                 tenure: Tenure::Configured,
                 fresh: true,
@@ -161,6 +163,46 @@ impl Tables {
         all
     }
 
+    /// Withholds from new flows the ports of each source that services of its address have:
+    /// what a backend sends there from the port that it serves would be taken for an answer
+    /// to the flow. The services with fewest ports come first, and half of the ports stay.
+    pub(super) fn withhold(&mut self) {
+        for index in 0..self.sources.len() {
+            let source = &self.sources[index];
+            let (mut open, ports) = (is_in(Some(&source.ports)), source.ports.count());
+            let mut withheld: Vec<u16> = Vec::new();
+            for served in self.served_ports(source.address) {
+                let more: Vec<u16> = served.filter(|port| open[usize::from(*port)]).collect();
+                if 2 * (withheld.len() + more.len()) <= ports {
+                    more.iter()
+                        .for_each(|port| open[usize::from(*port)] = false);
+                    withheld.extend(more);
+                }
+            }
+            let ranges = withheld.into_iter().map(|port| port..=port);
+            self.sources[index].withheld = PortRanges::new(ranges.collect());
+        }
+    }
+
+    /// Some source's address has services on ports that are not withheld.
+    pub fn avoids_ports(&self) -> bool {
+        self.sources_in_use().any(|(_, source)| {
+            let [ours, withheld] = [Some(&source.ports), source.withheld.as_ref()].map(is_in);
+            let mut served = self.served_ports(source.address).flatten().map(usize::from);
+            served.any(|port| ours[port] && !withheld[port])
+        })
+    }
+
+    /// The ports of each service of an address, those with the fewest first.
+    fn served_ports(&self, address: IpAddr) -> impl Iterator<Item = RangeInclusive<u16>> {
+        let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+        let services = self.services.iter().filter(in_use);
+        let of_address = services.filter(|service| service.listen.vip == address);
+        let mut ports: Vec<_> = of_address.map(|s| s.listen.ports.range()).collect();
+        ports.sort_by_key(|ports| ports.len());
+        ports.into_iter()
+    }
+
     /// The lowest port that flows to backends come from.
     pub fn first_port(&self) -> u16 {
         let lowest = self
@@ -168,4 +210,13 @@ impl Tables {
             .flat_map(|(_, s)| s.ports.iter().next());
         lowest.min().unwrap_or_default()
     }
+}
+
+/// Of each port whether it is one of these.
+fn is_in(ports: Option<&PortRanges>) -> Vec<bool> {
+    let mut all = vec![false; abi::PORTS];
+    for port in ports.into_iter().flat_map(PortRanges::iter) {
+        all[usize::from(port)] = true;
+    }
+    all
 }

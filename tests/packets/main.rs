@@ -35,3 +35,4 @@ mod strange;
 mod udp;
 mod unconfirmed;
 mod vlan;
+mod withheld;
