@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 
 use xdp_proxy::abi::OutcomeCode;
 use xdp_proxy::datapath;
-use xdp_proxy::service::{Config, PortRanges};
 use xdp_proxy::service::{Config, PortRanges, Towards};
 
 use crate::common::exchange::*;
