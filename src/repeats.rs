@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Lines about one subject within a window, at most.
-const LINES: u32 = 5;
+const LINES: u32 = 10;
 pub const WINDOW: Duration = Duration::from_secs(10);
 
 /// The lines about each subject.
@@ -68,14 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_repeats_is_told_five_times_and_then_counted() {
+    fn what_repeats_is_told_ten_times_and_then_counted() {
         let start = Instant::now();
         let mut repeats = Repeats::default();
         let told = (0..20_000).filter(|_| repeats.may_tell(&"flaps", start));
-        assert_eq!(told.count(), 5);
+        assert_eq!(told.count(), 10);
         assert!(repeats.may_tell(&"another", start));
         assert!(repeats.over(start + WINDOW / 2).is_empty());
-        assert_eq!(repeats.over(start + WINDOW), [("flaps", 19_995)]);
+        assert_eq!(repeats.over(start + WINDOW), [("flaps", 19_990)]);
         assert!(repeats.may_tell(&"flaps", start + WINDOW));
         assert!(repeats.over(start + WINDOW * 3).is_empty());
         assert!(repeats.0.is_empty());

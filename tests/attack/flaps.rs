@@ -17,9 +17,9 @@ const ANSWERS: usize = 60_000;
 const BATCH: usize = 100;
 /// The log's window, and some more.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Lines about the address: five, and how often it was, in each of two windows, and those of
+/// Lines about the address: ten, and how often it was, in each of two windows, and those of
 /// the start.
-const LINES_MAX: usize = 16;
+const LINES_MAX: usize = 25;
 
 /// An answer of ARP to `to`: 10.0.0.2 is at `mac`.
 fn claim(to: [u8; 6], mac: [u8; 6]) -> Vec<u8> {
