@@ -16,8 +16,8 @@ include!(concat!(env!("OUT_DIR"), "/xdp_proxy.skel.rs"));
 
 pub use types::outcome as OutcomeCode;
 pub use types::{
-    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener, port_map,
-    ports, service, source_list,
+    address, backend, backend_counters, flow, flow_counters, group, ip_address, listener,
+    neighbour, next_hop, port_map, ports, route, service, source_list,
 };
 
 use types::constant;
@@ -38,6 +38,20 @@ pub const GROUP_BITS: u32 = constant::GROUP_BITS.0;
 pub const SOURCES: usize = constant::SOURCES.0 as usize;
 /// Slots that one run of the sweep program looks at.
 pub const SWEEP_ROUND: u32 = constant::SWEEP_ROUND.0;
+/// Routes to clients, at most.
+pub const ROUTES_MAX: usize = constant::ROUTES_MAX.0 as usize;
+/// Of them, those that are in a list.
+pub const ROUTES: usize = constant::ROUTES.0 as usize;
+/// Next hops of all routes to clients.
+pub const NEXT_HOPS: usize = constant::NEXT_HOPS.0 as usize;
+/// Next hops of one route.
+pub const HOPS_OF_ROUTE: usize = constant::HOPS_OF_ROUTE.0 as usize;
+/// Neighbours on link that are known.
+pub const NEIGHBOURS: usize = constant::NEIGHBOURS.0 as usize;
+/// The way to a client of which nothing is known.
+pub const WAY_UNKNOWN: u32 = types::way::WAY_UNKNOWN.0;
+/// That of a client in a network of the interface.
+pub const WAY_ON_LINK: u32 = types::way::WAY_ON_LINK.0;
 /// What the regroup program returns when it could do nothing.
 pub const REGROUP_AGAIN: u32 = constant::REGROUP_AGAIN.0;
 /// VLAN tags of a frame, at most.
@@ -63,6 +77,7 @@ unsafe impl plain::Plain for port_map {}
 unsafe impl plain::Plain for ports {}
 unsafe impl plain::Plain for flow {}
 unsafe impl plain::Plain for group {}
+unsafe impl plain::Plain for neighbour {}
 
 const _: () = {
     assert!(size_of::<address>() == 24);
@@ -79,6 +94,11 @@ const _: () = {
     assert!(PORTS.div_ceil(GROUP_SLOTS) <= 1 << GROUP_BITS);
     assert!(size_of::<backend_counters>() == 48);
     assert!(size_of::<flow_counters>() == 32);
+    assert!(size_of::<route>() == 40);
+    assert!(size_of::<next_hop>() == 10);
+    assert!(size_of::<types::route_key>() == size_of::<RouteKey>());
+    assert!(size_of::<types::neighbour_key>() == size_of::<NeighbourKey>());
+    assert!(size_of::<neighbour>() == 16);
     assert!(std::mem::offset_of!(flow, seen) == 36);
 };
 
@@ -283,6 +303,64 @@ pub fn address_of(entry: &backend, vip: IpAddr) -> (IpAddr, u16) {
 /// A VLAN tag as a frame carries it: tag protocol identifier and control information.
 pub fn vlan_tag(protocol: u16, id: u16) -> u32 {
     (u32::from(protocol) << 16 | u32::from(id)).to_be()
+}
+
+/// A VLAN as a flow keeps it: `pack_tag` of src/bpf/link.h, without a priority.
+pub fn packed_vlan(protocol: u16, id: u16) -> u16 {
+    const ETH_P_8021AD: u16 = 0x88a8;
+    const VLAN_8021AD: u16 = 0x1000;
+    match protocol {
+        ETH_P_8021AD => id | VLAN_8021AD,
+        _ => id,
+    }
+}
+
+/// The bytes of `route_key`: how many bits count, the fib, the family, the address.
+pub type RouteKey = [u8; 24];
+/// The bytes of `neighbour_key`: the address, the family.
+pub type NeighbourKey = [u8; 20];
+
+/// The way by so many next hops from the one with this index on.
+pub fn way_by(first: usize, count: usize) -> u32 {
+    (count << constant::WAY_COUNT_SHIFT.0 | first) as u32
+}
+
+/// A route to clients whose addresses are this one where the mask has ones.
+pub fn route_entry(address: IpAddr, mask: IpAddr, fib: u16, way: u32) -> route {
+    route {
+        address: address_words(address),
+        mask: address_words(mask),
+        family: family(address),
+        fib,
+        way,
+    }
+}
+
+/// The same in the trie: so many bits of the address count.
+pub fn route_key(address: IpAddr, bits: u8, fib: u16) -> RouteKey {
+    let mut key = RouteKey::default();
+    let count = u32::from(bits) + 8 * 4;
+    key[..4].copy_from_slice(&count.to_ne_bytes());
+    key[4..6].copy_from_slice(&fib.to_ne_bytes());
+    key[6..8].copy_from_slice(&family(address).to_ne_bytes());
+    key[8..].copy_from_slice(&address_bytes(address));
+    key
+}
+
+/// Where a client on link is found.
+pub fn neighbour_key(address: IpAddr) -> NeighbourKey {
+    let mut key = NeighbourKey::default();
+    key[..16].copy_from_slice(&address_bytes(address));
+    key[16..].copy_from_slice(&u32::from(family(address)).to_ne_bytes());
+    key
+}
+
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (place, word) in bytes.chunks_exact_mut(4).zip(address_words(address)) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
 }
 
 /// A backend; port 0: the one that the client connects to. `path` is its next

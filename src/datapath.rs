@@ -8,6 +8,7 @@ mod host;
 mod map;
 mod maps;
 mod pins;
+mod routes;
 mod sources;
 mod words;
 
@@ -158,6 +159,7 @@ impl Datapath {
             (&mut maps.backend_counters, backends),
             (&mut maps.earlier, backends),
             (&mut maps.vips, tables.vips.len() as u32),
+            (&mut maps.fibs, tables.vips.len() as u32),
             (&mut maps.maglevs, with_room(tables.maglevs()) as u32),
             (&mut maps.flows, tables.flow_records(0) as u32),
             (&mut maps.flow_counters, tables.flow_counters(0) as u32),
@@ -178,6 +180,7 @@ impl Datapath {
         }
         if let Some(interface) = settings.offload_to {
             open.progs.xdp_proxy.set_ifindex(interface);
+            open.progs.xdp_proxy_steer.set_autoload(false);
             open.progs.xdp_proxy_sweep.set_autoload(false);
             open.progs.xdp_proxy_regroup.set_autoload(false);
             for mut map in open.open_object_mut().maps_mut() {
@@ -209,6 +212,7 @@ impl Datapath {
         }
         datapath
             .place_sources(tables, old)
+            .and_then(|()| datapath.write_routes(&tables.routes))
             .and_then(|()| datapath.fill(tables, old))
             .map_err(|error| explain_memory(error, maps_bytes))
             .context("filling the maps")?;
@@ -324,6 +328,7 @@ impl Datapath {
         self.regroup()?;
         let lowers_reach = std::mem::take(&mut self.swept_whole);
         if let Some(bss) = self.skeleton.maps.bss_data.as_mut() {
+            bss.news_since = u32::MAX;
             (bss.lowers_reach, bss.unnoted) = (lowers_reach.into(), 0);
         }
         for source in self.sources_to_sweep() {

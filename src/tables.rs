@@ -9,6 +9,7 @@ mod notes;
 mod parts;
 mod plan;
 mod records;
+mod routes;
 mod size;
 mod sources;
 
@@ -27,6 +28,7 @@ pub use listeners::Listeners;
 pub use notes::Notes;
 pub use parts::{BackendTable, Path, ServiceTable, SourceTable, Tenure};
 pub use plan::{Plan, World};
+pub use routes::Routes;
 pub use size::with_room;
 
 /// The contents of the maps. What an index stands for stays so while flows may
@@ -39,6 +41,8 @@ pub struct Tables {
     pub listeners: Listeners,
     pub services: Vec<ServiceTable>,
     pub backends: Vec<BackendTable>,
+    /// Where answers to clients go.
+    pub routes: Routes,
     /// Some service is of IPv6.
     pub serves_ipv6: bool,
     /// Some service is of UDP.
@@ -81,6 +85,7 @@ impl Tables {
     ) -> Result<Tables> {
         let mut tables = Tables {
             vips: self.vips.clone(),
+            routes: self.routes.clone(),
             serves_ipv6: config.services.iter().any(|s| s.listen.vip.is_ipv6()),
             serves_udp: config
                 .services

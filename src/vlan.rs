@@ -2,6 +2,7 @@
 //! VLANs on a trunk: whether the program sees the tags of the frames, and what
 //! is to be switched where it does not.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 
@@ -64,6 +65,16 @@ impl Trunk {
             }
             reach => reach,
         }
+    }
+
+    /// Whether answers to clients get to a VLAN with these tags. `hook`: if that is decided.
+    pub fn takes(&self, hook: Option<Hook>, vips: &BTreeSet<Vec<Tag>>, tags: &[Tag]) -> bool {
+        let hides = self.hiding.is_some() && hook.is_none_or(|hook| hook == Hook::Generic);
+        if !self.has_vlans || !hides {
+            return self.has_vlans || tags.is_empty();
+        }
+        // A tag out of sight stays with its frame.
+        vips.iter().all(|vip| vip == tags)
     }
 
     /// The tags of the VLAN that a VIP is in: of the device that has it, if that is

@@ -69,7 +69,14 @@ enum constant {
 	SWEEP_ROUND = 64, /* slots that one run of the sweep program looks at */
 	LOCK_TRIES = 64,  /* for a group that another CPU is changing */
 	LEAST_TRIES =
-		32, /* backends among which the least busy is looked for */
+		32,  /* backends among which the least busy is looked for */
+	ROUTES = 12, /* to clients, before they go into a trie */
+	ROUTES_MAX = 32768,
+	NEXT_HOPS = 256,    /* of all routes to clients */
+	HOPS_OF_ROUTE = 4,  /* that share its clients */
+	NEIGHBOURS = 4096,  /* of the kernel, on link, that are known */
+	WAY_FIRST = 0xffff, /* of a way with next hops: the first one's index */
+	WAY_COUNT_SHIFT = 16, /* and how many they are */
 	/* What the regroup program may return. */
 	REGROUP_AGAIN = GROUP_SLOTS + 1,
 };
@@ -170,7 +177,8 @@ struct flow {
 	__u32 backend_next;
 	__u16 client_vlan[VLAN_TAGS]; /* of its tags (link.h); 0: none */
 	__u8 client_mac[ETH_ALEN];
-	__u8 pad[2];
+	__u8 routed; /* the MAC is the next hop's, whatever its frames have */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 

@@ -107,4 +107,49 @@ struct source_list {
 	__u8 list[LISTS];
 };
 
+/* How the routes lead to a client; more than these: by next hops, WAY_FIRST and so on. */
+enum way {
+	WAY_UNKNOWN, /* not at all, or not by this interface, or by nobody that answers */
+	WAY_ON_LINK, /* the client is in a network of the interface */
+};
+
+/* A router that answers to clients are sent by. */
+struct next_hop {
+	__u8 mac[ETH_ALEN];
+	__u16 vlan[VLAN_TAGS]; /* as a flow's */
+};
+
+/*
+ * A route to clients. What the rules make of the routes is the same for most VIPs: a fib
+ * is one such result.
+ */
+struct route {
+	__be32 address[4]; /* IPv4: the first, the others 0 */
+	__be32 mask[4];
+	__u16 family;
+	__u16 fib;
+	__u32 way; /* enum way, or next hops */
+};
+
+/* The same in the trie. */
+struct route_key {
+	__u32 bits; /* of what follows that count */
+	__u16 fib;
+	__u16 family;
+	__be32 address[4];
+};
+
+struct neighbour_key {
+	__be32 address[4];
+	__u32 family;
+};
+
+/* Of the kernel's neighbour table: a host on link. */
+struct neighbour {
+	__u8 mac[ETH_ALEN];
+	__u16 vlan[VLAN_TAGS];
+	__u16 pad;
+	__u32 changed; /* a number that grows with each change */
+};
+
 #endif /* __XDP_PROXY_CONFIG_H__ */

@@ -62,6 +62,11 @@ static __always_inline void pack_tags(__u16 *vlan, const __be32 *tags)
 	vlan[1] = outer ? inner : 0;
 }
 
+static __always_inline bool same_vlan(const __u16 *one, const __u16 *other)
+{
+	return one[0] == other[0] && one[1] == other[1];
+}
+
 static __always_inline __be32 unpack_tag(__u16 vlan)
 {
 	__u32 protocol = vlan & VLAN_8021AD ? ETH_P_8021AD : ETH_P_8021Q;

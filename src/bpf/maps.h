@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define BPF_F_NO_PREALLOC (1U << 0)
 #define BPF_F_MMAPABLE (1U << 10)
 #define BPF_ANY 0
 
@@ -70,6 +71,7 @@ const volatile enum flow_state flow_state_in_btf = FLOW_NONE;
 const volatile enum heard heard_in_btf = HEARD_FIN;
 const volatile enum scheduler scheduler_in_btf = SCHEDULER_MAGLEV;
 const volatile enum health health_in_btf = HEALTH_UNKNOWN;
+const volatile enum way way_in_btf = WAY_UNKNOWN;
 /* The same of these structs. */
 const volatile struct flow flow_in_btf = {};
 const volatile struct flow_counters flow_counters_in_btf = {};
@@ -77,6 +79,18 @@ const volatile struct flow_counters flow_counters_in_btf = {};
 /* The interface, which may change. */
 __u8 interface_mac[8];
 __u32 interface_mtu_bytes;
+
+/* Where answers to clients go (route.h): the longest prefixes first. */
+struct route routes[ROUTES];
+__u32 route_count;
+struct next_hop next_hops[NEXT_HOPS];
+__u32 several_fibs;   /* else all VIPs have the first one */
+__u32 routes_in_trie; /* there are more than fit into the list */
+__u32 has_neighbours;
+/* The same of the steer program as of the sweep program; and from when on an entry is news. */
+__u32 steer_source;
+__u32 steer_hand;
+__u32 news_since;
 
 /* The source address whose table the sweep program works on, and how far it is. */
 __u32 sweep_source;
@@ -162,6 +176,32 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ip_address);
 } sources SEC(".maps");
+
+/* Which routes a VIP's answers go by. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set at load */
+	__type(key, __u32);
+	__type(value, __u32);
+} fibs SEC(".maps");
+
+/* Of hosts with many routes, as those that speak BGP. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, ROUTES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct route_key);
+	__type(value, __u32);
+} route_trie SEC(".maps");
+
+/* No packet asks for these, only the sweep and the steer program. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NEIGHBOURS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct neighbour_key);
+	__type(value, struct neighbour);
+} neighbours SEC(".maps");
 
 /*
  * Which backend a new flow goes to, by consistent hashing; in turns for round-robin;

@@ -7,6 +7,7 @@
 #define __XDP_PROXY_SWEEP_H__
 
 #include "ports.h"
+#include "route.h"
 
 /*
  * Ends the flow in a slot that is ours no more, which nobody gets again. Returns whether
@@ -154,6 +155,7 @@ __noinline int sweep(void)
 		if (carries_flows())
 			tell_home(slot);
 		note_steps(slot);
+		steer_slot(slot);
 	}
 	return 0;
 }

@@ -37,43 +37,6 @@ static __always_inline bool is_near(__u32 number, __u32 known)
 	return number - known + NUMBERS_REACH < 2 * NUMBERS_REACH;
 }
 
-/* Where the flow's replies go. */
-static __always_inline void learn_client_link(const struct packet *packet,
-					      struct flow *flow,
-					      const struct ethhdr *eth)
-{
-	copy_mac(flow->client_mac, eth->h_source);
-	if (handles_vlan)
-		pack_tags(flow->client_vlan, packet->tags);
-}
-
-/*
- * An on-link client that goes on from another MAC or VLAN. Not any frame may say so, or
- * any host of its network could turn the replies to itself: its numbers must fit.
- */
-static __always_inline void follow_client(struct xdp_md *ctx,
-					  const struct packet *packet,
-					  struct flow *flow,
-					  const struct ethhdr *eth)
-{
-	const struct tcphdr *tcp;
-	bool moves = !same_mac(flow->client_mac, eth->h_source);
-	__u16 vlan[VLAN_TAGS];
-
-	if (handles_vlan) {
-		pack_tags(vlan, packet->tags);
-		moves = moves || flow->client_vlan[0] != vlan[0] ||
-			flow->client_vlan[1] != vlan[1];
-	}
-	if (!moves || is_udp(packet) || flow->state != FLOW_ESTABLISHED ||
-	    !(packet->flags & TCP_ACK))
-		return;
-	tcp = frame_at(ctx, packet->l4_offset, sizeof(*tcp));
-	if (tcp && is_near(packet->sequence, flow->client_next) &&
-	    is_near(bpf_ntohl(tcp->ack_seq), flow->backend_next))
-		learn_client_link(packet, flow, eth);
-}
-
 /*
  * The client's RST ends an earlier connection from the flow's port, which the backend
  * still had in TIME_WAIT: it has answered the SYN by an ACK (RFC 9293, 3.10.7.4). The

@@ -97,6 +97,14 @@ int xdp_proxy_sweep(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/* The same, where routes, next hops or neighbours become others. */
+SEC("xdp")
+int xdp_proxy_steer(struct xdp_md *ctx)
+{
+	steer();
+	return XDP_PASS;
+}
+
 /* The same, where the ports of a source address become others. */
 SEC("xdp")
 int xdp_proxy_regroup(struct xdp_md *ctx)

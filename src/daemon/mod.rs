@@ -23,6 +23,7 @@ use update::{Subject, Unwritten};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -34,7 +35,7 @@ use crate::control::{Caller, Control, Request, Response};
 use crate::datapath::Datapath;
 use crate::health::Checks;
 use crate::manager::{self, Watchdog};
-use crate::neighbour::{Interface, Neighbours};
+use crate::neighbour::{Interface, Neighbours, Replies};
 use crate::repeats::Repeats;
 use crate::service::Config;
 use crate::tables::{ServiceTable, Tables, Tenure};
@@ -86,6 +87,8 @@ struct Daemon {
     interface: Interface,
     trunk: Trunk,
     neighbours: Neighbours,
+    /// How answers get to clients, as the flows know it.
+    replies: Arc<Replies>,
     checks: Checks,
     /// What the program before has counted.
     owed: Option<Counts>,
@@ -159,6 +162,7 @@ impl Daemon {
 
     /// Ends the flows whose time is over.
     fn sweep(&mut self) {
+        self.steer();
         let swept = self.datapath.sweep();
         self.troubles.note("sweeping the flow table", swept);
     }

@@ -130,6 +130,6 @@ impl Daemon {
         addresses.extend(addresses_with_flows(&self.tables, |index| {
             busy.contains(&index)
         }));
-        Neighbours::follow(interface, addresses, vips(config)).await
+        Neighbours::follow(interface, addresses, vips(config, &self.tables)).await
     }
 }

@@ -17,7 +17,7 @@ use crate::neighbour::{self, Reach};
 use crate::service::Health;
 use crate::stats::BackendCounters;
 use crate::status::{BackendStatus, HealthStatus, ServiceStatus, Status, counted};
-use crate::tables::{BackendTable, Tenure};
+use crate::tables::{BackendTable, Tables, Tenure};
 
 impl Daemon {
     /// The one line on stdout, and the same for the service manager.
@@ -103,7 +103,7 @@ impl Daemon {
         let hook = self.attachment.hook();
         let mut faults = BTreeSet::new();
         let mut tags_of_vip = HashMap::new();
-        for vip in vips(&self.config) {
+        for vip in vips(&self.config, &Tables::default()) {
             tags_of_vip.insert(vip, self.trunk.tags_of_vip(vip).await?);
         }
         for (index, service) in self.config.services.iter().enumerate() {

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 
 use crate::abi;
-use crate::neighbour::{self, Interface, Neighbours, Reach};
+use crate::datapath::Hook;
+use crate::neighbour::{self, Interface, Link, Neighbours, Reach, Replies};
 use crate::service::{Config, Towards};
-use crate::tables::{Path, Tables, Tenure};
+use crate::tables::{Path, Routes, ServiceTable, Tables, Tenure};
 use crate::vlan::Trunk;
 
 /// The configured interface, else the one that holds a VIP, else the one that
@@ -60,12 +61,14 @@ pub(super) async fn refuse_vips(
     interface: &Interface,
     neighbours: &Neighbours,
 ) -> Result<()> {
-    if let Some(why) = neighbours.astray().into_values().next() {
+    let vips = vips(config, &Tables::default());
+    let mut astray = neighbours.astray().into_iter();
+    if let Some((_, why)) = astray.find(|(vip, _)| vips.contains(vip)) {
         bail!("{why}");
     }
     let services = config.services.iter();
     let sources = services.flat_map(|service| service.source.iter().copied());
-    let all = vips(config).into_iter().chain(sources).collect();
+    let all = vips.into_iter().chain(sources).collect();
     if let Some(address) = neighbour::of_no_host(&all).await?.first() {
         bail!("{address} is a broadcast or anycast address here; give the address of one host");
     }
@@ -108,9 +111,26 @@ pub(super) fn addresses_with_flows(
         .map(|(backend, _)| backend.backend.address.ip().into())
 }
 
-pub(super) fn vips(config: &Config) -> BTreeSet<IpAddr> {
+/// Those that are configured, and those of before that flows may have.
+pub(super) fn vips(config: &Config, before: &Tables) -> BTreeSet<IpAddr> {
     let services = config.services.iter();
-    services.map(|service| service.listen.vip).collect()
+    let services = services.map(|service| service.listen.vip);
+    let in_use = |service: &&ServiceTable| service.tenure != Tenure::Vacant;
+    let before = before.services.iter().filter(in_use);
+    services
+        .chain(before.map(|service| service.listen.vip))
+        .collect()
+}
+
+/// Takes in how answers get to clients.
+pub(super) fn take_routes(
+    tables: &mut Tables,
+    replies: &Replies,
+    trunk: &Trunk,
+    hook: Option<Hook>,
+) {
+    let takes = |link: &Link| trunk.takes(hook, &replies.vip_tags, &link.tags);
+    tables.routes = Routes::new(replies, &tables.vips, takes);
 }
 
 pub(super) fn reach_of(neighbours: &Neighbours, trunk: &Trunk, towards: &Towards) -> Option<Reach> {

@@ -58,7 +58,7 @@ pub async fn run(input: Input, config: Config, manner: Manner) -> Result<()> {
     let busy = before.backends_with_flows()?;
     let mut addresses = backend_addresses(&config);
     addresses.extend(addresses_with_flows(&old, |index| busy.contains(&index)));
-    let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config)).await?;
+    let mut neighbours = Neighbours::follow(&interface, addresses, vips(&config, &old)).await?;
     let known = old.health();
     let checks = Checks::begin(plan, |target| {
         known.get(target).copied().unwrap_or_default()

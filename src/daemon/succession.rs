@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::routes::take_routes;
 use super::world::{Before, Informants, Surroundings};
 use super::{Daemon, world};
 use crate::attach::{self, Held, Look};
@@ -78,6 +79,7 @@ impl Daemon {
             interface,
             trunk,
             neighbours,
+            replies: Default::default(),
             checks,
             attachment,
             owed,
@@ -180,6 +182,7 @@ impl Daemon {
         }
         self.attachment.goes_on_with(program);
         self.unwritten.follows(&self.tables);
+        self.replies = Default::default();
         self.tell_interface(&self.neighbours.interface());
         self.pay();
         self.apply(|_| ());
@@ -261,5 +264,8 @@ pub(super) async fn plan(
     default_source: Option<IpAddr>,
 ) -> Result<Plan> {
     let world = world::look(config, informants, before, default_source).await?;
-    Plan::new(config, &world, before.tables)
+    let mut plan = Plan::new(config, &world, before.tables)?;
+    let replies = informants.neighbours.replies();
+    take_routes(&mut plan.tables, &replies, informants.trunk, None);
+    Ok(plan)
 }

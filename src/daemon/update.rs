@@ -4,13 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Daemon;
-use super::routes::path_of;
+use super::routes::{path_of, take_routes};
 use crate::datapath::Maps;
 use crate::manager;
 use crate::neighbour::{DisplayMac, Interface};
@@ -217,6 +218,30 @@ impl Daemon {
         self.checks.note_starved(&self.neighbours.starved());
         let places = self.tables.set_held(&self.neighbours.held());
         self.unwritten.addresses.extend(places);
+        self.steer();
+    }
+
+    /// Sends answers by what routes, next hops and neighbours have become; what fails is for
+    /// the next time.
+    pub(super) fn steer(&mut self) {
+        let steered = self.try_to_steer();
+        self.troubles.note("sending answers by the routes", steered);
+    }
+
+    fn try_to_steer(&mut self) -> Result<()> {
+        let replies = self.neighbours.replies();
+        if Arc::ptr_eq(&replies, &self.replies) {
+            return Ok(());
+        }
+        // Who follows the neighbours anew counts anew.
+        let since = self.tables.routes.changes;
+        let since = if replies.changes < since { 0 } else { since };
+        let hook = Some(self.attachment.hook());
+        take_routes(&mut self.tables, &replies, &self.trunk, hook);
+        self.datapath.write_routes(&self.tables.routes)?;
+        self.datapath.steer(since)?;
+        self.replies = replies;
+        Ok(())
     }
 
     fn services_that_ignore_health(&self) -> BTreeSet<usize> {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //! The task that follows routes and neighbours and publishes what changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::astray::astray;
+use super::clients::Clients;
 use super::hop::{Ask, Hop, INTERVAL};
 use super::netlink::{Event, Events, Netlink};
 use super::path::{self, Path};
@@ -49,6 +51,9 @@ pub struct Follower {
     /// By the index of the device that leads to them.
     hops: BTreeMap<(u32, IpAddr), Hop>,
     vips: BTreeSet<IpAddr>,
+    clients: Clients,
+    /// When what changed of them is to be told.
+    tell_at: Option<Instant>,
     /// What interfaces have, and what all hosts of their networks have.
     held: BTreeSet<IpAddr>,
     /// Those that the program gets no packets of, and why.
@@ -98,6 +103,7 @@ impl Follower {
             reach: reach.collect(),
             held: BTreeSet::new(),
             astray: BTreeMap::new(),
+            replies: Arc::default(),
             starved: BTreeSet::new(),
             undecided: addresses.len(),
             ended: None,
@@ -122,6 +128,8 @@ impl Follower {
                 })
                 .collect(),
             hops: BTreeMap::new(),
+            clients: Clients::new(vips.clone()),
+            tell_at: None,
             vips,
             held: BTreeSet::new(),
             astray: BTreeMap::new(),
@@ -156,6 +164,9 @@ impl Follower {
                 () = sleep_until(self.ask_at) => Ok(self.ask().await),
                 () = sleep_until(self.read_at) => self.read_again().await,
                 () = sleep_until(self.publish_at), if self.unpublished => Ok(true),
+                () = sleep_until(self.tell_at.unwrap_or(self.read_at)), if self.tell_at.is_some() => {
+                    Ok(true)
+                }
             };
             match changed {
                 Ok(true) => self.publish_in_time(),
@@ -179,11 +190,11 @@ impl Follower {
         match event {
             Event::Gone(index) if index == self.interface.index => return Err(Gone),
             Event::Neighbour(device, address, entry) => {
-                let Some(hop) = self.hops.get_mut(&(device, address)) else {
-                    return Ok(false);
-                };
-                let changed = hop.learn(entry, Instant::now());
-                self.ask_at = self.ask_at.min(hop.due());
+                let mut changed = self.clients.learn(device, address, entry);
+                if let Some(hop) = self.hops.get_mut(&(device, address)) {
+                    changed |= hop.learn(entry, Instant::now());
+                    self.ask_at = self.ask_at.min(hop.due());
+                }
                 return Ok(changed);
             }
             Event::Link(link) => {
@@ -308,8 +319,21 @@ impl Follower {
             found.push((towards.clone(), path, asker));
         }
 
+        let read_clients = self.clients.read(&self.interface, &own).await?;
+        let mut routers = Vec::new();
+        for (device, router) in self.clients.routers() {
+            if let btree_map::Entry::Vacant(table) = tables.entry(device) {
+                table.insert(self.netlink.neighbours(device).await?);
+            }
+            let asker = match self.prober {
+                Some(_) => path::asker_on(&self.netlink, device, router).await,
+                None => None,
+            };
+            routers.push(((device, router), asker));
+        }
+
         let mut hops = BTreeMap::new();
-        let mut due = spread(found.len());
+        let mut due = spread(found.len() + routers.len());
         for (towards, path, asker) in found {
             if let Path::Via {
                 device, next_hop, ..
@@ -325,6 +349,15 @@ impl Follower {
             }
             self.paths.insert(towards, path);
         }
+        for (key, asker) in routers {
+            let hop = hops.entry(key).or_insert_with(|| {
+                let known = self.hops.remove(&key);
+                known.unwrap_or_else(|| Hop::new(asker, due.next().unwrap_or_else(Instant::now)))
+            });
+            if asker.is_some() {
+                hop.set_asker(asker);
+            }
+        }
         self.hops = hops;
         let now = Instant::now();
         for ((device, address), hop) in &mut self.hops {
@@ -332,7 +365,9 @@ impl Follower {
             hop.learn(table.and_then(|table| table.get(address)).copied(), now);
         }
         self.read_paid = self.read_paid.max(now) + READ_PAUSE;
-        self.read_at = now + READ_ANYWAY;
+        self.read_at = read_clients
+            .unwrap_or(now + READ_ANYWAY)
+            .min(now + READ_ANYWAY);
         self.ask_at = now;
         Ok(())
     }
@@ -429,6 +464,12 @@ impl Follower {
         let mut starved = BTreeSet::new();
         let mut changes = Vec::new();
         let state = self.state.borrow();
+        let may_tell_at = self.clients.may_tell_at();
+        self.tell_at = (Instant::now() < may_tell_at).then_some(may_tell_at);
+        let replies = match self.tell_at {
+            Some(_) => None,
+            None => self.clients.news(&self.hops, &state.replies),
+        };
         for (towards, path) in &self.paths {
             let old = state.reach.get(towards);
             let address = towards.address;
@@ -453,6 +494,7 @@ impl Follower {
             }
         }
         let same = changes.is_empty()
+            && replies.is_none()
             && undecided == state.undecided
             && starved == state.starved
             && self.held == state.held
@@ -464,6 +506,9 @@ impl Follower {
                 state.reach.extend(changes);
                 state.undecided = undecided;
                 state.starved = starved;
+                if let Some(replies) = replies {
+                    state.replies = replies;
+                }
                 state.held.clone_from(&self.held);
                 state.astray.clone_from(&self.astray);
                 state.interface.clone_from(&self.interface);

@@ -31,7 +31,9 @@
 
 mod arp;
 mod astray;
+mod clients;
 mod decode;
+mod fib;
 mod follow;
 mod hop;
 mod ndp;
@@ -44,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -52,6 +55,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::service::Towards;
+pub use clients::{ClientEntry, Link, Replies, ReplyWay};
+pub use fib::Prefix;
 use netlink::Netlink;
 
 /// An Ethernet address.
@@ -90,7 +95,7 @@ pub struct Vlan {
 }
 
 /// A VLAN tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag {
     /// 0x8100 for 802.1Q, 0x88a8 for 802.1ad.
     pub protocol: u16,
@@ -320,6 +325,7 @@ struct State {
     held: BTreeSet<IpAddr>,
     /// Those whose packets the program does not take, and why.
     astray: BTreeMap<IpAddr, String>,
+    replies: Arc<Replies>,
     /// Addresses that the kernel has no room for in its neighbour table.
     starved: BTreeSet<IpAddr>,
     /// How many of them may still turn out either way.
@@ -383,13 +389,19 @@ impl Neighbours {
         self.state.borrow().astray.clone()
     }
 
+    /// How replies from the VIPs reach clients now.
+    pub fn replies(&self) -> Arc<Replies> {
+        self.state.borrow().replies.clone()
+    }
+
     /// Those of the addresses whose next hop the kernel's neighbour table has no room for:
     /// what this host itself sends there is lost.
     pub fn starved(&self) -> BTreeSet<IpAddr> {
         self.state.borrow().starved.clone()
     }
 
-    /// Waits for the next change of any reach, of the addresses held, or of the interface: its
+    /// Waits for the next change of any reach, of the addresses held, of the replies, or of the
+    /// interface: its
     /// MAC, MTU, state, name, XDP program. Cancel-safe. An error means that nothing will change any
     /// more: because the interface was deleted or moved away, and then no address is resolved;
     /// or because the kernel's notifications broke off, and then all is as it was known last.

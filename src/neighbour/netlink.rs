@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -19,7 +19,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::task::JoinSet;
 
 use super::hop::Entry;
-use super::{Interface, decode};
+use super::{Interface, decode, fib};
 
 /// The kernel answers at once; an answer that is missing for so long was not understood.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -128,6 +128,34 @@ impl Netlink {
             .first()
             .map(decode::route)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The routes of all tables of a family; `None`: more than `most`.
+    pub async fn routes(&self, is_ipv4: bool, most: usize) -> io::Result<Option<Vec<fib::Route>>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = match is_ipv4 {
+            true => AddressFamily::Inet,
+            false => AddressFamily::Inet6,
+        };
+        let mut all = pin!(self.handle.route().get(message).execute());
+        let mut routes = Vec::new();
+        while let Some(message) = tokio::time::timeout(TIMEOUT, all.next()).await? {
+            routes.extend(fib::Route::of(&message.map_err(io_error)?));
+            if routes.len() > most {
+                return Ok(None);
+            }
+        }
+        Ok(Some(routes))
+    }
+
+    /// The rules of a family that say which table is asked.
+    pub async fn rules(&self, is_ipv4: bool) -> io::Result<Vec<fib::Rule>> {
+        let version = match is_ipv4 {
+            true => rtnetlink::IpVersion::V4,
+            false => rtnetlink::IpVersion::V6,
+        };
+        let rules = collect(self.handle.rule().get(version).execute()).await?;
+        Ok(rules.iter().filter_map(fib::Rule::of).collect())
     }
 
     /// The kernel's neighbour table of one interface.

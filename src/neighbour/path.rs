@@ -216,6 +216,13 @@ pub async fn tags(
     Ok(Some(tags))
 }
 
+/// The address that reaches a next hop on a device.
+pub async fn asker_on(netlink: &Netlink, device: u32, next_hop: IpAddr) -> Option<IpAddr> {
+    let route = netlink.route(next_hop, Some(device)).await.ok()?;
+    let asker = route.source;
+    asker.filter(|asker| asker.is_ipv4() == next_hop.is_ipv4())
+}
+
 /// Who asks for the next hop: the address that reaches the next hop itself,
 /// which need not be the one that reaches what lies behind it.
 pub async fn asker(netlink: &Netlink, address: IpAddr, path: &Path) -> Option<IpAddr> {

@@ -146,7 +146,9 @@ impl Case {
             let ran = rig.run(&packet.bytes(&frame, sum));
             assert_eq!(ran.verdict, XDP_TX, "an earlier packet: {frame:?}");
             if packet.from == End::Client {
-                connection.client_mac = frame.from_mac;
+                if connection.path.is_none() {
+                    connection.client_mac = frame.from_mac;
+                }
                 connection.path = Some(Path::of(&ran.frame));
             }
         }

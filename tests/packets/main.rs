@@ -31,6 +31,7 @@ mod schedulers;
 mod services;
 mod shares;
 mod sources;
+mod steering;
 mod strange;
 mod udp;
 mod unconfirmed;
