@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::fib::{Fib, Prefix, Route, Way};
 use super::hop::{Entry, Hop};
 use super::netlink::{Held, Netlink};
-use super::{DisplayMac, DisplayTags, Interface, Mac, Tag, path};
+use super::{DisplayMac, Interface, Mac, Tag, path};
 
 /// Routes that are read, at most: of more, as of the whole internet's, none is.
 const ROUTES_MAX: usize = crate::abi::ROUTES_MAX;
@@ -92,6 +92,8 @@ pub struct Clients {
     read_at: Instant,
     too_many: bool,
     told: Instant,
+    /// The routers' MACs, as the log has them; `None`: silent.
+    told_of: BTreeMap<(u32, IpAddr), Option<Mac>>,
     logged: Instant,
 }
 
@@ -110,6 +112,7 @@ impl Clients {
             read_at: now,
             too_many: false,
             told: long_ago,
+            told_of: BTreeMap::new(),
             logged: long_ago,
         }
     }
@@ -301,28 +304,41 @@ impl Clients {
             return None;
         }
         self.told = Instant::now();
-        if replies.fibs != published.fibs && self.logged.elapsed() >= LOG_PAUSE {
-            self.logged = self.told;
-            for router in self.routers() {
-                match link(&router) {
-                    Some(link) => info!(
-                        "answers by the router {} go to {}{}",
-                        router.1,
-                        DisplayMac(link.mac),
-                        match &link.tags[..] {
-                            [] => String::new(),
-                            tags => format!(" in {}", DisplayTags(tags)),
-                        }
+        Some(Arc::new(replies))
+    }
+
+    /// Tells what has become of routers.
+    pub fn log(&mut self, hops: &BTreeMap<(u32, IpAddr), Hop>) {
+        if self.logged.elapsed() < LOG_PAUSE {
+            return;
+        }
+        let mut states = BTreeMap::new();
+        for key in self.routers() {
+            let hop = hops.get(&key);
+            let before = self.told_of.get(&key).copied();
+            let state = match hop.and_then(Hop::mac) {
+                Some(mac) => Some(Some(mac)),
+                None if hop.is_some_and(Hop::silent) => Some(None),
+                None => before,
+            };
+            if state != before {
+                self.logged = Instant::now();
+                match state.flatten() {
+                    Some(mac) => info!(
+                        "answers to clients behind {} go to {}",
+                        key.1,
+                        DisplayMac(mac)
                     ),
                     None => warn!(
-                        "the router {} does not answer: what would go by it goes back to where it \
-                         comes from",
-                        router.1
+                        "the router {} does not answer: what would go by it goes back to where \
+                         it comes from",
+                        key.1
                     ),
                 }
             }
+            states.extend(state.map(|state| (key, state)));
         }
-        Some(Arc::new(replies))
+        self.told_of = states;
     }
 }
 

@@ -464,6 +464,7 @@ impl Follower {
         let mut starved = BTreeSet::new();
         let mut changes = Vec::new();
         let state = self.state.borrow();
+        self.clients.log(&self.hops);
         let may_tell_at = self.clients.may_tell_at();
         self.tell_at = (Instant::now() < may_tell_at).then_some(may_tell_at);
         let replies = match self.tell_at {

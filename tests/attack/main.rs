@@ -14,6 +14,7 @@ mod host;
 mod loop_errors;
 mod loops;
 mod names;
+mod neighbours;
 mod servers;
 mod signals;
 mod stranger;

@@ -146,9 +146,7 @@ impl Case {
             let ran = rig.run(&packet.bytes(&frame, sum));
             assert_eq!(ran.verdict, XDP_TX, "an earlier packet: {frame:?}");
             if packet.from == End::Client {
-                if connection.path.is_none() {
-                    connection.client_mac = frame.from_mac;
-                }
+                connection.client_mac = frame.from_mac;
                 connection.path = Some(Path::of(&ran.frame));
             }
         }

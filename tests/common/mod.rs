@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 
 pub mod balancer;
 pub mod books;
+pub mod call;
 pub mod case;
 pub mod dns;
 pub mod echo;

@@ -34,6 +34,7 @@ mod pins;
 mod ports;
 mod privileges;
 mod reload;
+mod routers;
 mod sources;
 mod spread;
 mod switch;

@@ -167,7 +167,7 @@ const KEPT: &[Case] = &[
         Returned,
     ),
     case(
-        "a reply goes to the MAC that the first packet came from",
+        "a reply goes to the MAC that the last packet came from",
         MOVED,
         backend(ACK),
         Returned,
