@@ -70,10 +70,10 @@ enum constant {
 	LOCK_TRIES = 64,  /* for a group that another CPU is changing */
 	LEAST_TRIES =
 		32,  /* backends among which the least busy is looked for */
-	ROUTES = 12, /* to clients, before they go into a trie */
+	ROUTES = 16, /* to clients, before they go into a trie */
 	ROUTES_MAX = 32768,
 	NEXT_HOPS = 256,    /* of all routes to clients */
-	HOPS_OF_ROUTE = 4,  /* that share its clients */
+	HOPS_OF_ROUTE = 8,  /* that share its clients */
 	NEIGHBOURS = 4096,  /* of the kernel, on link, that are known */
 	WAY_FIRST = 0xffff, /* of a way with next hops: the first one's index */
 	WAY_COUNT_SHIFT = 16, /* and how many they are */

@@ -207,7 +207,7 @@ __noinline int answer_tcp(struct xdp_md *ctx, int outcome)
 			sum += ((__u32 *)tcp)[i];
 		tcp->check = ~fold(sum);
 	}
-	return outcome;
+	return steer_answer(ctx) ? outcome : OUTCOME_DROPPED_NO_ROOM;
 }
 
 /*
@@ -296,7 +296,7 @@ __noinline int answer_icmp(struct xdp_md *ctx, __u8 type, __u8 code,
 	if (!icmp)
 		return OUTCOME_DROPPED_NO_ROOM;
 	icmp->checksum = ~fold(sum);
-	return outcome;
+	return steer_answer(ctx) ? outcome : OUTCOME_DROPPED_NO_ROOM;
 }
 
 /* Tells the sender, where the outcome is one that it is told of. */

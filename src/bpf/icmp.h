@@ -107,8 +107,9 @@ static __always_inline enum outcome answer_echo(struct xdp_md *ctx,
 						 bpf_htons(reply << 8));
 	icmp->type = reply;
 	swap_macs(eth);
-	return swap_addresses(ctx, packet) ? OUTCOME_ECHO_REPLY :
-					     OUTCOME_DROPPED_MALFORMED;
+	return swap_addresses(ctx, packet) && steer_answer(ctx) ?
+		       OUTCOME_ECHO_REPLY :
+		       OUTCOME_DROPPED_MALFORMED;
 }
 
 /*

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Where the answers to a client go: as the host would send them, from the VIP. A flow
+ * Where what goes to a client goes: as the host would send it from the VIP. A flow
  * keeps the MAC and the VLAN tags of its client's side, so that its packets ask nobody:
  *
  *	a route by a next hop that is known	the next hop's
@@ -142,6 +142,32 @@ __noinline int next_hop_back(struct xdp_md *ctx)
 	vlan_of(packet, vlan);
 	way = way_towards(packet->vip, packet->family, packet->from);
 	return next_hop_of(way, eth->h_source, vlan, packet->hash);
+}
+
+/*
+ * An answer to the packet at hand from its VIP, which is to go to its sender. A function of
+ * its own, which the verifier walks once.
+ */
+__noinline int steer_answer(struct xdp_md *ctx)
+{
+	struct packet *packet = packet_at_hand();
+	__u32 hop = next_hop_back(ctx);
+	const struct next_hop *next = &next_hops[(hop - 1) % NEXT_HOPS];
+	struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+	__be32 tags[VLAN_TAGS];
+
+	if (!packet || !packet->vip || !hop)
+		return true;
+	if (!eth)
+		return false;
+	copy_mac(eth->h_dest, next->mac);
+	tags[0] = unpack_tag(next->vlan[0]);
+	tags[1] = unpack_tag(next->vlan[1]);
+	if (!handles_vlan || same_tags(packet->tags, tags) ||
+	    (tags_may_hide && !packet->tags[0]))
+		return true;
+	copy_tags(packet->new_tags, tags);
+	return set_tags(ctx);
 }
 
 /* Of a flow that begins with the packet, where there is nothing to prove yet. */

@@ -334,3 +334,43 @@ fn flows_on_link_go_by_the_kernels_entry_where_that_is_news_or_nothing_is_proven
     exchange.client.set_port(999);
     goes_to(&mut exchange, &link(4, Some(7)));
 }
+
+#[test]
+fn answers_of_the_program_itself_go_by_the_routes_too() {
+    if !root_or_skip("answers_of_the_program_itself_go_by_the_routes_too") {
+        return;
+    }
+    for (settings, vlan) in [(WHOLE, None), (TAGGED, Some(7)), (TAGGED, None)] {
+        let mut rig = rig(settings);
+        for place in 0..rig.tables.addresses.len() {
+            rig.tables.addresses[place].answers_echo = 1;
+            rig.datapath.write_address(&rig.tables, place).unwrap();
+        }
+        let router = link(ROUTER, vlan);
+        write(&mut rig, &everywhere(via(std::slice::from_ref(&router))));
+        for (listen, _) in SERVED {
+            let exchange = Exchange::new(&rig, listen, 1);
+            let mut frames = Vec::new();
+            // RST, ICMP time exceeded, an echo reply.
+            let stray = exchange.client_frame(ACK);
+            let mut late = exchange.client_frame(SYN);
+            *late.hops() = 1;
+            let (client, vip) = (exchange.client.ip(), exchange.service.ip());
+            let echo = Icmp(if vip.is_ipv4() { 8 } else { 128 }, 0, [0; 4]);
+            let echo = Frame::icmp((CLIENT_MAC, LB_MAC), client, vip, echo);
+            if exchange.protocol == xdp_proxy::service::Protocol::Tcp {
+                frames.push(stray);
+            }
+            frames.extend([late, echo]);
+            for frame in frames {
+                let ran = rig.run(&frame.bytes(exchange.sum));
+                assert_eq!((ran.verdict, &ran.frame[..6]), (XDP_TX, &router.mac[..]));
+                let tagged = ran.frame[12..14] == [0x81, 0];
+                assert_eq!(tagged, vlan.is_some(), "{:02x?}", ran.frame);
+                if let Some(vlan) = vlan {
+                    assert_eq!(ran.frame[14..16], vlan.to_be_bytes());
+                }
+            }
+        }
+    }
+}
