@@ -65,13 +65,14 @@ static __always_inline __u32 find_slot(const struct packet *packet,
  */
 __noinline int begin_flow(struct xdp_md *ctx)
 {
+	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
 	struct packet *packet = packet_at_hand();
 	const struct ip_address *address;
 	const struct backend *backend;
 	__u32 source = 0, steps;
 	struct flow *flow;
 
-	if (!packet)
+	if (!packet || !eth)
 		return OUTCOME_REFUSED_NO_BACKEND;
 	if (is_martian())
 		return OUTCOME_DROPPED_MARTIAN;
@@ -101,7 +102,7 @@ __noinline int begin_flow(struct xdp_md *ctx)
 	flow->protocol = packet->protocol;
 	set_deltas(flow, packet, backend, address->address,
 		   bpf_htons(packet->slot % PORTS));
-	begin_client_link(ctx, packet, flow);
+	begin_client_link(packet, flow, eth);
 	flow->from_client = 0;
 	flow->from_backend = 0;
 	flow->client_next = is_udp(packet) ? flow->seen : packet->sequence + 1;

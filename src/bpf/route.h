@@ -126,22 +126,13 @@ static __always_inline void vlan_of(const struct packet *packet, __u16 *vlan)
 		pack_tags(vlan, packet->tags);
 }
 
-/*
- * The next hop towards the sender of the packet at hand, by its index + 1; 0: none. A
- * function of its own, which the verifier walks once.
- */
-__noinline int next_hop_back(struct xdp_md *ctx)
+/* The next hop from the packet's VIP towards its sender, by its index + 1; 0: none. */
+static __always_inline __u32 next_hop_back(const struct packet *packet,
+					   const __u8 *mac, const __u16 *vlan)
 {
-	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
-	const struct packet *packet = packet_at_hand();
-	__u16 vlan[VLAN_TAGS];
-	__u32 way;
+	__u32 way = way_towards(packet->vip, packet->family, packet->from);
 
-	if (!packet || !eth)
-		return 0;
-	vlan_of(packet, vlan);
-	way = way_towards(packet->vip, packet->family, packet->from);
-	return next_hop_of(way, eth->h_source, vlan, packet->hash);
+	return next_hop_of(way, mac, vlan, packet->hash);
 }
 
 /*
@@ -150,16 +141,22 @@ __noinline int next_hop_back(struct xdp_md *ctx)
  */
 __noinline int steer_answer(struct xdp_md *ctx)
 {
-	struct packet *packet = packet_at_hand();
-	__u32 hop = next_hop_back(ctx);
-	const struct next_hop *next = &next_hops[(hop - 1) % NEXT_HOPS];
 	struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+	struct packet *packet = packet_at_hand();
+	const struct next_hop *next;
 	__be32 tags[VLAN_TAGS];
+	__u16 vlan[VLAN_TAGS];
+	__u32 hop;
 
-	if (!packet || !packet->vip || !hop)
-		return true;
-	if (!eth)
+	if (!packet || !eth)
 		return false;
+	if (!packet->vip)
+		return true;
+	vlan_of(packet, vlan);
+	hop = next_hop_back(packet, eth->h_dest, vlan);
+	if (!hop)
+		return true;
+	next = next_hop_at(hop - 1);
 	copy_mac(eth->h_dest, next->mac);
 	tags[0] = unpack_tag(next->vlan[0]);
 	tags[1] = unpack_tag(next->vlan[1]);
@@ -171,22 +168,21 @@ __noinline int steer_answer(struct xdp_md *ctx)
 }
 
 /* Of a flow that begins with the packet, where there is nothing to prove yet. */
-static __always_inline void begin_client_link(struct xdp_md *ctx,
-					      const struct packet *packet,
-					      struct flow *flow)
+static __always_inline void begin_client_link(const struct packet *packet,
+					      struct flow *flow,
+					      const struct ethhdr *eth)
 {
-	__u32 hop = next_hop_back(ctx);
-	const struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
 	__u16 vlan[VLAN_TAGS];
+	__u32 hop;
 
+	vlan_of(packet, vlan);
+	copy_client_link(flow, eth->h_source, vlan);
+	hop = next_hop_back(packet, eth->h_source, vlan);
 	flow->routed = !!hop;
-	if (hop) {
+	barrier();
+	if (hop)
 		copy_client_link(flow, next_hop_at(hop - 1)->mac,
 				 next_hop_at(hop - 1)->vlan);
-	} else if (eth) {
-		vlan_of(packet, vlan);
-		copy_client_link(flow, eth->h_source, vlan);
-	}
 }
 
 /*
