@@ -208,7 +208,10 @@ impl Datapath {
         };
         datapath.write_notes(&notes)?;
         if settings.offload_to.is_none() {
-            datapath.bind(datapath.program().as_fd(), &["earlier", "notes"])?;
+            datapath.bind(
+                datapath.program().as_fd(),
+                &["earlier", "neighbours", "notes"],
+            )?;
         }
         datapath
             .place_sources(tables, old)
