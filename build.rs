@@ -34,8 +34,26 @@ fn main() -> Result<()> {
         .with_context(|| format!("compiling {SOURCE} (is clang installed?)"))?;
     if env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|list| list.contains("crt-static")) {
         complete_libelf(&root, &out)?;
+        if knows_packed_addresses() {
+            println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        }
     }
     Ok(())
+}
+
+/// Whether a static PIE of this host's glibc may have the addresses that it mends at its start as
+/// bits (RELR), which glibc knows from 2.36 on: 490 KB less of the binary's 10 MB.
+fn knows_packed_addresses() -> bool {
+    let told = Command::new("getconf").arg("GNU_LIBC_VERSION").output();
+    let told = told.map_or_else(
+        |_| String::new(),
+        |told| String::from_utf8_lossy(&told.stdout).into_owned(),
+    );
+    let version = told.trim().rsplit(' ').next().and_then(|version| {
+        let (major, minor) = version.split_once('.')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    });
+    version.is_some_and(|version| version >= (2, 36))
 }
 
 /// zstd where libelf.a was built with it (Debian 13, Ubuntu 24.04), and the two
