@@ -29,13 +29,20 @@ static __always_inline void set_deltas(struct flow *flow,
 				backend_port(backend, flow));
 }
 
+/* How a slot is found, each where the one before has found none. */
+enum search {
+	SEARCH_FREE, /* one that is free, or an unconfirmed flow's of a crowd */
+	SEARCH_PRESSED, /* the same, once flows nearby have ended whose time is over */
+	SEARCH_IDLE, /* the one of the flow that was idle for longest */
+};
+
 /*
  * Finds a slot of one of the addresses that the service sends from: the source and
  * the steps to its group. None: the steps are STEPS.
  */
 static __always_inline __u32 find_slot(const struct packet *packet,
 				       const struct backend *backend,
-				       __u32 *source, bool pressed)
+				       __u32 *source, enum search search)
 {
 	const struct service *service = service_of(packet->service);
 	__u32 steps = STEPS;
@@ -52,9 +59,15 @@ static __always_inline __u32 find_slot(const struct packet *packet,
 		nth = nth < count ? nth : nth - count;
 		*source = count ? service->source[nth % SOURCES] :
 				  backend->source;
-		if (!i && !pressed && is_roomy_home(packet, *source))
+		if (!i && search == SEARCH_FREE &&
+		    is_roomy_home(packet, *source))
 			return 0;
-		steps = find_room(*source, packet->hash, pressed);
+		if (search == SEARCH_PRESSED)
+			expire_nearby(*source, packet->hash);
+		if (search == SEARCH_IDLE)
+			steps = evict_idlest(*source, packet->hash);
+		else
+			steps = find_room(*source, packet->hash);
 	}
 	return steps;
 }
@@ -81,9 +94,11 @@ __noinline int begin_flow(struct xdp_md *ctx)
 		return OUTCOME_REFUSED_NO_BACKEND;
 	if (avoids_ports)
 		packet->avoided_port = backend->port ?: packet->dest_port;
-	steps = find_slot(packet, backend, &source, false);
+	steps = find_slot(packet, backend, &source, SEARCH_FREE);
 	if (steps >= STEPS)
-		steps = find_slot(packet, backend, &source, true);
+		steps = find_slot(packet, backend, &source, SEARCH_PRESSED);
+	if (steps >= STEPS)
+		steps = find_slot(packet, backend, &source, SEARCH_IDLE);
 	address = bpf_map_lookup_elem(&sources, &source);
 	if (steps >= STEPS || !address)
 		return OUTCOME_REFUSED_SNAT_EXHAUSTED;

@@ -276,6 +276,14 @@ __noinline int expire_group(__u32 index)
 	return 0;
 }
 
+/* The same of all groups nearby. */
+__noinline int expire_nearby(__u32 source, __u32 hash)
+{
+	for (__u32 near = 0; near < NEAR_STEPS; near++)
+		expire_group(group_after(source, hash, near));
+	return 0;
+}
+
 /* The oldest of a group's unconfirmed flows makes room, if they have their share. */
 __noinline int evict_oldest(__u32 index)
 {
@@ -405,17 +413,13 @@ __noinline int evict_idlest(__u32 source, __u32 hash)
 
 /*
  * Where there is room for a new flow if not in its home, nor one step further.
- * Returns the steps; STEPS: there is none. `pressed`: it was asked before, and had
- * none. Where most groups are crowded, which takes a flood, who is not confirmed
+ * Returns the steps; STEPS: there is none. Where most groups are crowded, which takes a flood, who is not confirmed
  * makes room at once for who is not, and nobody goes far.
  */
-__noinline int make_room(__u32 source, __u32 hash, bool pressed)
+__noinline int make_room(__u32 source, __u32 hash)
 {
 	__u32 steps = STEPS, crowded = 0;
 
-	/* All of them first: a branch in the loop below is walked eight times. */
-	for (__u32 near = 0; pressed && near < NEAR_STEPS; near++)
-		expire_group(group_after(source, hash, near));
 	for (__u32 near = 0; near < NEAR_STEPS; near++) {
 		int room = room_after(source, hash, near);
 
@@ -432,12 +436,11 @@ __noinline int make_room(__u32 source, __u32 hash, bool pressed)
 		if (room_after(source, hash, near) > 0)
 			return near;
 	}
-	steps = far_room(source, hash);
-	return steps < STEPS || !pressed ? steps : evict_idlest(source, hash);
+	return far_room(source, hash);
 }
 
 /* Where a new flow may have a slot of a source address; as make_room says it. */
-__noinline int find_room(__u32 source, __u32 hash, bool pressed)
+__noinline int find_room(__u32 source, __u32 hash)
 {
 	__u32 index = group_after(source, hash, 0), room, room_next;
 	const struct group *home = group_at(index), *next;
@@ -454,7 +457,7 @@ __noinline int find_room(__u32 source, __u32 hash, bool pressed)
 	room_next = room_in(next, index);
 	if (room || room_next)
 		return room_next > room;
-	return make_room(source, hash, pressed);
+	return make_room(source, hash);
 }
 
 /* Whether that is where the packet's flow was looked for first: mostly it is. */
