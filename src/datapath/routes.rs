@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput};
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::Datapath;
 use crate::abi;
@@ -53,19 +54,16 @@ impl Datapath {
                 (bss.steer_source, bss.news_since) = (source as u32, since);
             }
             let program = &self.skeleton.progs.xdp_proxy_steer;
-            let run = || {
-                program.test_run(ProgramInput {
-                    data_in: Some(&[0; 64]),
-                    repeat: abi::PORTS as u32 / abi::SWEEP_ROUND,
-                    ..Default::default()
-                })
-            };
-            let mut ran = run();
-            // By a signal; what was steered stays so.
-            while let Err(error) = &ran
-                && error.kind() == libbpf_rs::ErrorKind::Interrupted
-            {
-                ran = run();
+            // A signal would end it, and one each millisecond would do so at once each time:
+            // the kernel takes some 20 ms to begin.
+            let interrupted = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+            let ran = program.test_run(ProgramInput {
+                data_in: Some(&[0; 64]),
+                repeat: abi::PORTS as u32 / abi::SWEEP_ROUND,
+                ..Default::default()
+            });
+            if let Ok(mask) = interrupted {
+                let _ = mask.thread_set_mask();
             }
             ran.context("steering flows")?;
         }
